@@ -1,0 +1,12 @@
+//! The decisions of Weir: what a policy asks for ([`config`]) and the state
+//! machines that carry it out, one module each.
+//!
+//! Nothing here does I/O, reads a clock or draws random numbers: the caller
+//! passes [`Time`] and randomness in, so that a test can put any machine into
+//! any situation at once. Every machine is `Send + Sync`, bounded in memory,
+//! and lock-free where a request passes through it.
+
+pub mod config;
+mod time;
+
+pub use time::Time;

@@ -1,0 +1,3 @@
+//! Development tasks.
+mod generate;
+fn main() -> anyhow::Result<()> { generate::proto(std::path::Path::new(".")) }
