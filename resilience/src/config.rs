@@ -13,8 +13,10 @@ mod matching;
 mod status;
 
 pub use decode::{Problem, endpoints, service};
-pub use matching::{HeaderMatch, HeaderRule, Match, PathMatch, Pattern, RequestView};
-pub use status::{GrpcCodes, StatusRanges};
+pub use matching::{
+    GrpcMatch, HeaderMatch, HeaderRule, Match, PathMatch, Pattern, PatternError, RequestView,
+};
+pub use status::{GrpcCodes, StatusRanges, grpc_name};
 
 /// Whether a section acts, or only decides and counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -34,7 +36,11 @@ pub struct Percent(u8);
 impl Percent {
     /// `None` above 100.
     pub const fn new(value: u32) -> Option<Percent> {
-        if value <= 100 { Some(Percent(value as u8)) } else { None }
+        if value <= 100 {
+            Some(Percent(value as u8))
+        } else {
+            None
+        }
     }
 
     /// The number, 0 to 100.

@@ -6,7 +6,14 @@
 //! any situation at once. Every machine is `Send + Sync`, bounded in memory,
 //! and lock-free where a request passes through it.
 
+pub mod backoff;
+pub mod balance;
+pub mod breaker;
+pub mod budget;
+pub mod bulkhead;
 pub mod config;
+mod random;
+pub mod retry;
 mod time;
 
 pub use time::Time;

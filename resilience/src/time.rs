@@ -46,7 +46,10 @@ impl Add<Duration> for Time {
 
     /// Saturates at [`Time::MAX`].
     fn add(self, after: Duration) -> Time {
-        Time(self.0.saturating_add(u64::try_from(after.as_nanos()).unwrap_or(u64::MAX)))
+        Time(
+            self.0
+                .saturating_add(u64::try_from(after.as_nanos()).unwrap_or(u64::MAX)),
+        )
     }
 }
 
