@@ -1,0 +1,376 @@
+//! Programs of others that tests, checks and comparisons use: found, or got where that may be done unasked.
+//!
+//! Tests never search: each tool's place is handed to them in an environment variable, and a test whose variable is
+//! not set skips itself with a line that says so. With `CI=true` nothing may be missing.
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, bail};
+
+use crate::process;
+
+/// A program, and how it is got.
+pub(crate) struct Tool {
+    pub(crate) name: &'static str,
+    /// The environment variable that tells tests where it is.
+    variable: &'static str,
+    source: Source,
+}
+
+enum Source {
+    /// A package of Debian's and Ubuntu's.
+    Apt { package: &'static str },
+    /// A crate with a program, built into the cache.
+    Crate { version: &'static str },
+    /// Python with the packages of `xtask/python-requirements.txt`, in an environment of its own in the cache.
+    Python,
+}
+
+pub(crate) static CURL: Tool = Tool {
+    name: "curl",
+    variable: "WEIR_CURL",
+    source: Source::Apt { package: "curl" },
+};
+pub(crate) static WRK: Tool = Tool {
+    name: "wrk",
+    variable: "WEIR_WRK",
+    source: Source::Apt { package: "wrk" },
+};
+pub(crate) static H2LOAD: Tool = Tool {
+    name: "h2load",
+    variable: "WEIR_H2LOAD",
+    source: Source::Apt {
+        package: "nghttp2-client",
+    },
+};
+pub(crate) static NGINX: Tool = Tool {
+    name: "nginx",
+    variable: "WEIR_NGINX",
+    source: Source::Apt {
+        package: "nginx-light",
+    },
+};
+pub(crate) static HAPROXY: Tool = Tool {
+    name: "haproxy",
+    variable: "WEIR_HAPROXY",
+    source: Source::Apt { package: "haproxy" },
+};
+pub(crate) static PYTHON: Tool = Tool {
+    name: "python",
+    variable: "WEIR_PYTHON",
+    source: Source::Python,
+};
+pub(crate) static CARGO_DENY: Tool = Tool {
+    name: "cargo-deny",
+    variable: "WEIR_CARGO_DENY",
+    source: Source::Crate { version: "0.20.2" },
+};
+
+pub(crate) static TOOLS: &[&Tool] = &[&CURL, &WRK, &H2LOAD, &NGINX, &HAPROXY, &PYTHON, &CARGO_DENY];
+
+const REQUIREMENTS: &str = include_str!("../python-requirements.txt");
+
+/// Where a distribution may put a program; servers stand in `sbin`, which is not on everybody's `PATH`.
+const ALSO: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
+
+fn on_path(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut candidates = std::env::split_paths(&path)
+        .chain(ALSO.map(PathBuf::from))
+        .map(|directory| directory.join(program));
+    candidates.find(|candidate| candidate.is_file())
+}
+
+/// Where tools are built and kept between runs and between checkouts.
+///
+/// # Errors
+/// None of `WEIR_CACHE`, `XDG_CACHE_HOME` and `HOME` is set.
+fn cache() -> anyhow::Result<PathBuf> {
+    let set = |name| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    set("WEIR_CACHE")
+        .or_else(|| Some(set("XDG_CACHE_HOME")?.join("weir")))
+        .or_else(|| Some(set("HOME")?.join(".cache/weir")))
+        .context("say where tools may be kept: WEIR_CACHE=DIRECTORY")
+}
+
+/// FNV-1a: a name for a text that is the same on every machine and with every compiler.
+fn name_of(text: &str) -> String {
+    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+    });
+    format!("{hash:016x}")
+}
+
+impl Tool {
+    /// Where it is kept in the cache; tools from elsewhere are not.
+    fn home(&self, cache: &Path) -> PathBuf {
+        match self.source {
+            Source::Apt { .. } => cache.to_owned(),
+            Source::Crate { version } => cache.join(format!("{}-{version}", self.name)),
+            Source::Python => cache.join(format!("{}-{}", self.name, name_of(REQUIREMENTS))),
+        }
+    }
+
+    fn find(&self, cache: &Path) -> Option<PathBuf> {
+        match self.source {
+            Source::Apt { .. } => on_path(self.name),
+            Source::Crate { .. } => {
+                Some(self.home(cache).join("bin").join(self.name)).filter(|path| path.is_file())
+            }
+            Source::Python => {
+                let python = self.home(cache).join("bin/python");
+                // An environment breaks when the Python it was made from goes away.
+                python_can(&python, "import requests, grpc, grpc_tools").then_some(python)
+            }
+        }
+    }
+
+    /// What gets it, as a person would type it.
+    fn command(&self, cache: &Path) -> String {
+        let home = self.home(cache);
+        match self.source {
+            Source::Apt { package } => format!("sudo apt-get install {package}"),
+            Source::Crate { version } => {
+                format!(
+                    "cargo install {} --locked --version {version} --root {}",
+                    self.name,
+                    home.display()
+                )
+            }
+            Source::Python => {
+                let home = home.display();
+                format!(
+                    "python3 -m venv {home} && {home}/bin/pip install -r xtask/python-requirements.txt"
+                )
+            }
+        }
+    }
+
+    fn get(&self, root: &Path, cache: &Path) -> anyhow::Result<()> {
+        let home = self.home(cache);
+        match self.source {
+            Source::Apt { package } => apt_install(&[package]),
+            Source::Crate { version } => {
+                let build = cache.join(format!("build-{}", self.name));
+                let mut install = process::cargo(root);
+                install
+                    .args([
+                        "install",
+                        self.name,
+                        "--locked",
+                        "--version",
+                        version,
+                        "--root",
+                    ])
+                    .arg(&home);
+                // Not where this project's crates are built, and not with its flags.
+                install
+                    .arg("--target-dir")
+                    .arg(&build)
+                    .env_remove("RUSTFLAGS");
+                let installed = process::run(&mut install);
+                if build.exists() {
+                    fs::remove_dir_all(&build)?;
+                }
+                installed
+            }
+            Source::Python => {
+                let python = python_with_venv()?;
+                if home.exists() {
+                    fs::remove_dir_all(&home)?;
+                }
+                process::run(Command::new(python).args(["-m", "venv"]).arg(&home))?;
+                let mut pip = Command::new(home.join("bin/python"));
+                pip.args([
+                    "-m",
+                    "pip",
+                    "install",
+                    "--quiet",
+                    "--no-input",
+                    "--disable-pip-version-check",
+                    "--requirement",
+                ]);
+                process::run(
+                    pip.arg(root.join("xtask/python-requirements.txt"))
+                        .stdin(Stdio::null()),
+                )
+            }
+        }
+    }
+}
+
+fn python_can(python: impl AsRef<OsStr>, what: &str) -> bool {
+    let mut python = Command::new(python);
+    python
+        .args(["-c", what])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    python.status().is_ok_and(|status| status.success())
+}
+
+/// A Python that can make environments: Debian's cannot until `python3-venv` is there.
+fn python_with_venv() -> anyhow::Result<PathBuf> {
+    let usable = || {
+        let candidates = on_path("python3")
+            .into_iter()
+            .chain([PathBuf::from("/usr/bin/python3")]);
+        candidates
+            .into_iter()
+            .find(|python| python_can(python, "import venv, ensurepip"))
+    };
+    if let Some(python) = usable() {
+        return Ok(python);
+    }
+    if !may_apt() {
+        bail!("no python3 here can make environments: sudo apt-get install python3-venv");
+    }
+    apt_install(&["python3-venv"])?;
+    usable().context("python3 cannot make environments, even with Debian's python3-venv")
+}
+
+/// Whether packages can be installed without asking: as root, on Debian or Ubuntu.
+fn may_apt() -> bool {
+    let root = fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0);
+    root && on_path("apt-get").is_some()
+}
+
+fn apt_install(packages: &[&str]) -> anyhow::Result<()> {
+    let _quiet = NoServices::begin();
+    let apt = |arguments: &[&str]| {
+        let mut apt = Command::new("apt-get");
+        apt.args(arguments)
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .stdin(Stdio::null());
+        process::run(&mut apt)
+    };
+    apt(&["update", "-qq"])?;
+    let mut install = vec!["install", "-qq", "--yes", "--no-install-recommends"];
+    install.extend(packages);
+    apt(&install)
+}
+
+/// While this value lives, packages start no service: nginx and haproxy are wanted as programs, and nobody asked for a
+/// server on port 80. Debian's own means for it is this file; one that is there already stays as it is.
+struct NoServices(Option<&'static Path>);
+
+impl NoServices {
+    fn begin() -> Self {
+        use std::os::unix::fs::OpenOptionsExt as _;
+        let path = Path::new("/usr/sbin/policy-rc.d");
+        let made = fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o755)
+            .open(path);
+        let written = made
+            .and_then(|mut file| std::io::Write::write_all(&mut file, b"#!/bin/sh\nexit 101\n"));
+        Self(written.is_ok().then_some(path))
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if let Some(path) = self.0 {
+            // Left behind it would keep later packages from starting; there is no better place to say so.
+            if let Err(error) = fs::remove_file(path) {
+                println!("!! remove {} by hand: {error}", path.display());
+            }
+        }
+    }
+}
+
+/// What is there, and what is not.
+pub(crate) struct Tools {
+    found: BTreeMap<&'static str, PathBuf>,
+    variables: BTreeMap<&'static str, PathBuf>,
+    /// One line for each that is missing: why, and the command that gets it.
+    missing: Vec<String>,
+}
+
+impl Tools {
+    /// Says what is there and what will be got, without getting anything.
+    ///
+    /// # Errors
+    /// There is nowhere to keep tools.
+    pub(crate) fn announce(needed: &[&Tool]) -> anyhow::Result<()> {
+        let cache = cache()?;
+        println!(
+            "It needs these programs; what is built for it is kept in {} (WEIR_CACHE):",
+            cache.display()
+        );
+        for tool in needed {
+            let state = match (tool.find(&cache), &tool.source) {
+                (Some(path), _) => path.display().to_string(),
+                (None, Source::Apt { .. }) if !may_apt() => {
+                    format!("missing; to get it: {}", tool.command(&cache))
+                }
+                (None, _) => format!("missing, will be got: {}", tool.command(&cache)),
+            };
+            println!("  {:<12}{state}", tool.name);
+        }
+        Ok(())
+    }
+
+    /// Finds the tools, and gets those that are missing where that may be done unasked.
+    ///
+    /// # Errors
+    /// There is nowhere to keep tools. A tool that cannot be had is no error here: see [`Tools::missing`].
+    pub(crate) fn get(root: &Path, needed: &[&Tool]) -> anyhow::Result<Self> {
+        let cache = cache()?;
+        fs::create_dir_all(&cache).with_context(|| format!("cannot make {}", cache.display()))?;
+        // Two runs at once must not build the same tool in the same place.
+        let lock = fs::File::create(cache.join("lock"))?;
+        lock.lock()?;
+        let mut tools = Self {
+            found: BTreeMap::new(),
+            variables: BTreeMap::new(),
+            missing: Vec::new(),
+        };
+        for &tool in needed {
+            let mut place = tool.find(&cache);
+            let mut why = "it is not installed".to_owned();
+            if place.is_none() && (may_apt() || !matches!(tool.source, Source::Apt { .. })) {
+                match tool.get(root, &cache) {
+                    Ok(()) => place = tool.find(&cache),
+                    Err(error) => why = format!("{error:#}"),
+                }
+            }
+            match place {
+                Some(place) => {
+                    tools.variables.insert(tool.variable, place.clone());
+                    tools.found.insert(tool.name, place);
+                }
+                None => tools.missing.push(format!(
+                    "{}: {why}; to get it: {}",
+                    tool.name,
+                    tool.command(&cache)
+                )),
+            }
+        }
+        Ok(tools)
+    }
+
+    pub(crate) fn place(&self, tool: &Tool) -> Option<&Path> {
+        self.found.get(tool.name).map(PathBuf::as_path)
+    }
+
+    pub(crate) fn missing(&self) -> &[String] {
+        &self.missing
+    }
+
+    /// What tells tests where the tools are.
+    pub(crate) fn environment(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        self.variables
+            .iter()
+            .map(|(variable, place)| (*variable, place.as_path()))
+    }
+}
