@@ -103,7 +103,7 @@ fn run(task: Task) -> anyhow::Result<bool> {
             process::run(bench.args(arguments))?;
         }
         Task::Tools => {
-            let tools = tools::Tools::get(&root, tools::TOOLS)?;
+            let tools = tools::Tools::get(&root, tools::FOR_TESTS)?;
             for (variable, path) in tools.environment() {
                 println!("export {variable}='{}'", path.display());
             }

@@ -79,6 +79,15 @@ pub(crate) fn output(command: &mut Command) -> anyhow::Result<String> {
         .with_context(|| format!("`{shown}` printed something that is no text"))
 }
 
+/// Runs to the end; what it prints is shown only if it fails.
+///
+/// # Errors
+/// As [`output`].
+pub(crate) fn quietly(command: &mut Command) -> anyhow::Result<()> {
+    println!("$ {}", shown(command));
+    output(command).map(drop)
+}
+
 /// Runs to the end, at most `limit` long; each line of its standard output is passed on and given to `on_line`.
 /// Since that output is no terminal, programs that draw on one print a plain log.
 ///

@@ -45,11 +45,11 @@ static STEPS: &[Step] = &[
     Step { name: "generate", lint: true,  needs: &[],                   run: generated, about: "generated files are up to date" },
     Step { name: "clippy",   lint: true,  needs: &[],                   run: clippy,   about: "the compiler and clippy have no complaint" },
     Step { name: "doc",      lint: true,  needs: &[],                   run: doc,      about: "the documentation has no broken link" },
-    Step { name: "test",     lint: false, needs: &[&tools::CURL, &tools::WRK, &tools::H2LOAD, &tools::PYTHON],
+    Step { name: "test",     lint: false, needs: tools::FOR_TESTS,
                                                                         run: test,     about: "all tests of the workspace" },
     Step { name: "loom",     lint: false, needs: &[],                   run: loom,     about: "the breaker under every interleaving of threads" },
     Step { name: "demo",     lint: false, needs: &[],                   run: demo,     about: "the demo, from its start to its end" },
-    Step { name: "bench",    lint: false, needs: &[&tools::WRK, &tools::NGINX, &tools::HAPROXY, &tools::PYTHON],
+    Step { name: "bench",    lint: false, needs: &[&tools::NGINX, &tools::HAPROXY],
                                                                         run: bench,    about: "the comparison with peers, in its shortest form" },
 ];
 

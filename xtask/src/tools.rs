@@ -9,15 +9,15 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 
 use crate::process;
 
 /// A program, and how it is got.
 pub(crate) struct Tool {
     pub(crate) name: &'static str,
-    /// The environment variable that tells tests where it is.
-    variable: &'static str,
+    /// The environment variable that tells tests where it is; none if no test uses it.
+    variable: Option<&'static str>,
     source: Source,
 }
 
@@ -30,47 +30,38 @@ enum Source {
     Python,
 }
 
-pub(crate) static CURL: Tool = Tool {
-    name: "curl",
-    variable: "WEIR_CURL",
-    source: Source::Apt { package: "curl" },
-};
-pub(crate) static WRK: Tool = Tool {
-    name: "wrk",
-    variable: "WEIR_WRK",
-    source: Source::Apt { package: "wrk" },
-};
-pub(crate) static H2LOAD: Tool = Tool {
-    name: "h2load",
-    variable: "WEIR_H2LOAD",
-    source: Source::Apt {
-        package: "nghttp2-client",
-    },
-};
-pub(crate) static NGINX: Tool = Tool {
-    name: "nginx",
-    variable: "WEIR_NGINX",
-    source: Source::Apt {
-        package: "nginx-light",
-    },
-};
-pub(crate) static HAPROXY: Tool = Tool {
-    name: "haproxy",
-    variable: "WEIR_HAPROXY",
-    source: Source::Apt { package: "haproxy" },
-};
+impl Tool {
+    const fn apt(
+        name: &'static str,
+        variable: Option<&'static str>,
+        package: &'static str,
+    ) -> Self {
+        Self {
+            name,
+            variable,
+            source: Source::Apt { package },
+        }
+    }
+}
+
+pub(crate) static CURL: Tool = Tool::apt("curl", Some("WEIR_CURL"), "curl");
+pub(crate) static WRK: Tool = Tool::apt("wrk", Some("WEIR_WRK"), "wrk");
+pub(crate) static H2LOAD: Tool = Tool::apt("h2load", Some("WEIR_H2LOAD"), "nghttp2-client");
+pub(crate) static NGINX: Tool = Tool::apt("nginx", None, "nginx-light");
+pub(crate) static HAPROXY: Tool = Tool::apt("haproxy", None, "haproxy");
 pub(crate) static PYTHON: Tool = Tool {
     name: "python",
-    variable: "WEIR_PYTHON",
+    variable: Some("WEIR_PYTHON"),
     source: Source::Python,
 };
 pub(crate) static CARGO_DENY: Tool = Tool {
     name: "cargo-deny",
-    variable: "WEIR_CARGO_DENY",
+    variable: None,
     source: Source::Crate { version: "0.20.2" },
 };
 
-pub(crate) static TOOLS: &[&Tool] = &[&CURL, &WRK, &H2LOAD, &NGINX, &HAPROXY, &PYTHON, &CARGO_DENY];
+/// What `cargo test` alone has use for.
+pub(crate) static FOR_TESTS: &[&Tool] = &[&CURL, &WRK, &H2LOAD, &PYTHON];
 
 const REQUIREMENTS: &str = include_str!("../python-requirements.txt");
 
@@ -119,6 +110,13 @@ impl Tool {
         }
     }
 
+    fn package(&self) -> Option<&'static str> {
+        match self.source {
+            Source::Apt { package } => Some(package),
+            Source::Crate { .. } | Source::Python => None,
+        }
+    }
+
     fn find(&self, cache: &Path) -> Option<PathBuf> {
         match self.source {
             Source::Apt { .. } => on_path(self.name),
@@ -157,7 +155,8 @@ impl Tool {
     fn get(&self, root: &Path, cache: &Path) -> anyhow::Result<()> {
         let home = self.home(cache);
         match self.source {
-            Source::Apt { package } => apt_install(&[package]),
+            // All of them in one go: see `Tools::get`.
+            Source::Apt { .. } => Ok(()),
             Source::Crate { version } => {
                 let build = cache.join(format!("build-{}", self.name));
                 let mut install = process::cargo(root);
@@ -250,10 +249,10 @@ fn apt_install(packages: &[&str]) -> anyhow::Result<()> {
         apt.args(arguments)
             .env("DEBIAN_FRONTEND", "noninteractive")
             .stdin(Stdio::null());
-        process::run(&mut apt)
+        process::quietly(&mut apt)
     };
-    apt(&["update", "-qq"])?;
-    let mut install = vec!["install", "-qq", "--yes", "--no-install-recommends"];
+    apt(&["update"])?;
+    let mut install = vec!["install", "--yes", "--no-install-recommends"];
     install.extend(packages);
     apt(&install)
 }
@@ -310,6 +309,9 @@ impl Tools {
         for tool in needed {
             let state = match (tool.find(&cache), &tool.source) {
                 (Some(path), _) => path.display().to_string(),
+                (None, Source::Apt { package }) if may_apt() => {
+                    format!("missing, will be got: apt-get install {package}")
+                }
                 (None, Source::Apt { .. }) if !may_apt() => {
                     format!("missing; to get it: {}", tool.command(&cache))
                 }
@@ -335,25 +337,45 @@ impl Tools {
             variables: BTreeMap::new(),
             missing: Vec::new(),
         };
+        let absent: Vec<&Tool> = needed
+            .iter()
+            .copied()
+            .filter(|tool| tool.find(&cache).is_none())
+            .collect();
+        let packages: Vec<&str> = absent.iter().filter_map(|tool| tool.package()).collect();
+        let installed = match packages.is_empty() {
+            true => Ok(()),
+            false if may_apt() => apt_install(&packages),
+            false => Err(anyhow!(
+                "packages can be installed as root on Debian and Ubuntu only"
+            )),
+        };
         for &tool in needed {
-            let mut place = tool.find(&cache);
-            let mut why = "it is not installed".to_owned();
-            if place.is_none() && (may_apt() || !matches!(tool.source, Source::Apt { .. })) {
-                match tool.get(root, &cache) {
-                    Ok(()) => place = tool.find(&cache),
-                    Err(error) => why = format!("{error:#}"),
-                }
-            }
-            match place {
+            let got = match tool.package() {
+                Some(_) => installed
+                    .as_ref()
+                    .map_err(|error| format!("{error:#}"))
+                    .copied(),
+                None if tool.find(&cache).is_some() => Ok(()),
+                None => tool.get(root, &cache).map_err(|error| format!("{error:#}")),
+            };
+            match tool.find(&cache) {
                 Some(place) => {
-                    tools.variables.insert(tool.variable, place.clone());
+                    tools
+                        .variables
+                        .extend(tool.variable.map(|variable| (variable, place.clone())));
                     tools.found.insert(tool.name, place);
                 }
-                None => tools.missing.push(format!(
-                    "{}: {why}; to get it: {}",
-                    tool.name,
-                    tool.command(&cache)
-                )),
+                None => {
+                    let why = got
+                        .err()
+                        .unwrap_or_else(|| "it was installed, but cannot be found".to_owned());
+                    let command = tool.command(&cache);
+                    tools.missing.push(format!(
+                        "{} is missing ({why}); to get it: {command}",
+                        tool.name
+                    ));
+                }
             }
         }
         Ok(tools)
