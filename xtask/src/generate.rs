@@ -15,7 +15,8 @@ const MEND: &str = "cargo xtask generate";
 
 /// Everything that is generated, written below `to`.
 fn all(root: &Path, to: &Path) -> anyhow::Result<()> {
-    proto(root, to).context("the wire, from proto/proto")
+    proto(root, to).context("the wire, from proto/proto")?;
+    crds(to).context("the CustomResourceDefinitions, from crds/src")
 }
 
 /// Rust code from `proto/proto` of the checkout, into `proto/src/gen`.
@@ -36,6 +37,18 @@ fn proto(root: &Path, to: &Path) -> anyhow::Result<()> {
         .bytes(".weir.v1alpha1.Resource.body")
         .out_dir(&out)
         .compile_fds(files)?;
+    Ok(())
+}
+
+/// The CustomResourceDefinitions of `weir-crds`, into `crds`.
+fn crds(to: &Path) -> anyhow::Result<()> {
+    let out = to.join("crds");
+    fs::create_dir_all(&out)?;
+    for kind in weir_crds::Kind::ALL {
+        let yaml = serde_yaml::to_string(kind.crd())?;
+        let text = format!("# Generated from crds/src by `{MEND}`.\n{yaml}");
+        fs::write(out.join(kind.file_name()), text)?;
+    }
     Ok(())
 }
 

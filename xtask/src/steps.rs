@@ -3,10 +3,10 @@
 //! Steps do not build on each other: one that fails stops none. Cheap ones come first, and the sum of what the test
 //! runner counted comes last.
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 
 use crate::counts::Counts;
 use crate::process::{self, Stopwatch, cargo};
@@ -39,18 +39,16 @@ struct Run<'a> {
 
 #[rustfmt::skip]
 static STEPS: &[Step] = &[
-    Step { name: "fmt",      lint: true,  needs: &[],                   run: fmt,      about: "the code is formatted" },
-    Step { name: "layers",   lint: true,  needs: &[],                   run: layers,   about: "each crate uses only those that it may" },
-    Step { name: "deny",     lint: true,  needs: &[&tools::CARGO_DENY], run: deny,     about: "licences, sources and versions of all dependencies" },
-    Step { name: "generate", lint: true,  needs: &[],                   run: generated, about: "generated files are up to date" },
-    Step { name: "clippy",   lint: true,  needs: &[],                   run: clippy,   about: "the compiler and clippy have no complaint" },
-    Step { name: "doc",      lint: true,  needs: &[],                   run: doc,      about: "the documentation has no broken link" },
-    Step { name: "test",     lint: false, needs: tools::FOR_TESTS,
-                                                                        run: test,     about: "all tests of the workspace" },
-    Step { name: "loom",     lint: false, needs: &[],                   run: loom,     about: "the breaker under every interleaving of threads" },
-    Step { name: "demo",     lint: false, needs: &[],                   run: demo,     about: "the demo, from its start to its end" },
-    Step { name: "bench",    lint: false, needs: &[&tools::NGINX, &tools::HAPROXY],
-                                                                        run: bench,    about: "the comparison with peers, in its shortest form" },
+    Step { name: "fmt",      lint: true,  run: fmt,       needs: &[],                                                about: "the code is formatted" },
+    Step { name: "layers",   lint: true,  run: layers,    needs: &[],                                                about: "each crate uses only those that it may" },
+    Step { name: "deny",     lint: true,  run: deny,      needs: &[&tools::CARGO_DENY],                              about: "licences, sources and versions of all dependencies are allowed" },
+    Step { name: "generate", lint: true,  run: generated, needs: &[],                                                about: "generated files are up to date" },
+    Step { name: "clippy",   lint: true,  run: clippy,    needs: &[],                                                about: "the compiler and clippy have no complaint" },
+    Step { name: "doc",      lint: true,  run: doc,       needs: &[],                                                about: "the documentation builds and has no broken link" },
+    Step { name: "test",     lint: false, run: test,      needs: tools::FOR_TESTS,                                   about: "all tests of the workspace pass" },
+    Step { name: "loom",     lint: false, run: loom,      needs: &[],                                                about: "the breaker is right under every interleaving of threads" },
+    Step { name: "demo",     lint: false, run: demo,      needs: &[],                                                about: "the demo runs from its start to its end" },
+    Step { name: "bench",    lint: false, run: bench,     needs: &[&tools::NGINX, &tools::HAPROXY, &tools::PYTHON],  about: "the comparison with peers works, in its shortest form" },
 ];
 
 pub(crate) fn all() -> Vec<&'static Step> {
@@ -156,8 +154,8 @@ pub(crate) fn run(root: &Path, steps: &[&'static Step]) -> anyhow::Result<bool> 
 }
 
 fn fmt(run: &mut Run<'_>) -> anyhow::Result<Outcome> {
-    process::run(cargo(run.root).args(["fmt", "--all", "--check"]))
-        .context("to mend it: cargo fmt --all")?;
+    let formatted = process::run(cargo(run.root).args(["fmt", "--all", "--check"]));
+    formatted.map_err(|error| anyhow!("{error:#}; to mend it: cargo fmt --all"))?;
     Ok(Outcome::Good)
 }
 
@@ -266,20 +264,21 @@ fn demo(run: &mut Run<'_>) -> anyhow::Result<Outcome> {
     let mut demo = Command::new(weir);
     demo.current_dir(run.root)
         .args(["demo", "--seconds", "20"])
-        .stdin(std::process::Stdio::null());
+        .stdin(Stdio::null());
     process::watch(&mut demo, Duration::from_secs(120), |_| {})?;
     Ok(Outcome::Good)
 }
 
 fn bench(run: &mut Run<'_>) -> anyhow::Result<Outcome> {
-    let bench = release(run.root, "weir-bench")?;
-    let mut bench = Command::new(bench);
-    bench
-        .current_dir(run.root)
-        .args(["proxy", "--seconds", "1", "--rounds", "1", "--install"]);
-    bench
-        .envs(run.tools.environment())
-        .stdin(std::process::Stdio::null());
+    let mut bench = Command::new(release(run.root, "weir-bench")?);
+    bench.args(["proxy", "--seconds", "1", "--rounds", "1", "--install"]);
+    // It gets Envoy by `python3 -m pip`, which a machine's own Python may lack or refuse.
+    if let Some(python) = run.tools.place(&tools::PYTHON).and_then(Path::parent) {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let path = std::iter::once(python.to_owned()).chain(std::env::split_paths(&path));
+        bench.env("PATH", std::env::join_paths(path)?);
+    }
+    bench.current_dir(run.root).stdin(Stdio::null());
     process::watch(&mut bench, Duration::from_secs(15 * 60), |_| {})?;
     Ok(Outcome::Good)
 }
