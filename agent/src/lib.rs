@@ -1,1 +1,37 @@
-//! agent
+//! Weir's data path: sockets in, decisions, sockets out.
+//!
+//! A caller's connection is accepted by a [`worker`](self) (a thread with a
+//! runtime of its own), told apart by its first bytes, and served by `h1` or
+//! `h2`. Each request goes through `pipeline`, a state machine without I/O
+//! that holds every permit; the protocols own the sockets and do what it
+//! decides. What is decided by comes from a `snapshot`, which the control
+//! thread builds from the control plane's resources (`discovery`,
+//! `configuration`) and publishes at once and whole. Breakers' states go back
+//! through `report`.
+//!
+//! The agent knows nothing of Kubernetes.
+
+mod admin;
+mod answer;
+mod app;
+mod buffer;
+mod clock;
+mod configuration;
+mod connection;
+mod discovery;
+mod features;
+mod h1;
+mod h2;
+mod listeners;
+mod metrics;
+mod pipeline;
+mod registry;
+mod report;
+mod snapshot;
+mod store;
+mod timer;
+mod worker;
+
+pub use app::{Agent, Config, StartError};
+pub use configuration::Listening;
+pub use features::FEATURES;

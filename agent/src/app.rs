@@ -1,0 +1,296 @@
+//! The only place where the agent's parts are put together.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::{Mutex, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use crate::admin::{self, Admin};
+use crate::clock::Clock;
+use crate::configuration::{Configuration, Listening};
+use crate::discovery::{self, Progress};
+use crate::registry::Registry;
+use crate::report::{Reporter, Transitions};
+use crate::store::Store;
+use crate::worker::{self, Command, Commands, Shared};
+
+/// How often machines that nobody asks for any more are swept away.
+const SWEEP: Duration = Duration::from_secs(10);
+
+/// What an agent is started with.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Name of the node, unique among agents.
+    pub node: String,
+    /// Where the control plane is, `http://127.0.0.1:15010`.
+    pub control_plane: String,
+    /// Address of the explicit HTTP proxy, if there shall be one. Port 0:
+    /// any free one.
+    pub proxy: Option<SocketAddr>,
+    /// Address for health, readiness and metrics.
+    pub admin: Option<SocketAddr>,
+    /// Where the last good configuration is kept.
+    pub state_dir: Option<PathBuf>,
+    /// Threads that carry traffic.
+    pub workers: NonZeroUsize,
+    /// How long requests under way may take once the agent is told to end.
+    pub drain_timeout: Duration,
+}
+
+/// Why an agent does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The control plane's address cannot be read.
+    #[error(
+        "the control plane's address {address:?} is no URL: {source}; write one like http://127.0.0.1:15010"
+    )]
+    ControlPlane {
+        /// As it was given.
+        address: String,
+        /// What is wrong with it.
+        source: tonic::transport::Error,
+    },
+    /// The explicit proxy's address cannot be listened on.
+    #[error("explicit proxy: {0}")]
+    Proxy(String),
+    /// The admin address cannot be listened on.
+    #[error("admin: cannot listen on {address}: {source}")]
+    Admin {
+        /// As it was given.
+        address: SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The state directory cannot be used.
+    #[error("state directory {path}: {source}")]
+    State {
+        /// As it was given.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// No threads.
+    #[error("cannot start the workers: {0}")]
+    Workers(std::io::Error),
+}
+
+/// A running agent. Dropping it ends it at once; [`Agent::shutdown`] lets
+/// requests finish.
+pub struct Agent {
+    proxy: Option<SocketAddr>,
+    admin: Option<SocketAddr>,
+    drain_timeout: Duration,
+    configuration: Arc<Mutex<Configuration>>,
+    shared: Arc<Shared>,
+    workers: Commands,
+    threads: Vec<std::thread::JoinHandle<()>>,
+    stops: Vec<oneshot::Sender<()>>,
+    tasks: Vec<JoinHandle<()>>,
+    progress: watch::Receiver<Progress>,
+    draining: watch::Sender<bool>,
+}
+
+impl Agent {
+    /// Starts the workers, puts the last good configuration in force, listens,
+    /// and begins to follow the control plane. The control plane need not be
+    /// there.
+    pub async fn start(config: Config) -> Result<Agent, StartError> {
+        let clock = Clock::start();
+        let channel = discovery::channel(&config.control_plane).map_err(|source| {
+            StartError::ControlPlane {
+                address: config.control_plane.clone(),
+                source,
+            }
+        })?;
+        let workers = config.workers.get();
+        let shared = Arc::new(Shared::new(workers));
+        let registry = Arc::new(Registry::new(workers));
+        let store = match &config.state_dir {
+            None => None,
+            Some(path) => Some(Store::open(path).map_err(|source| StartError::State {
+                path: path.clone(),
+                source,
+            })?),
+        };
+        let (commands, threads, stops) =
+            worker::start(&shared, clock).map_err(StartError::Workers)?;
+        let mut configuration =
+            Configuration::new(clock, registry.clone(), shared.clone(), commands.clone());
+        let mut enforcing = false;
+        if let Some(store) = &store {
+            match store.load() {
+                Ok(resources) if !resources.is_empty() => {
+                    let count = resources.len();
+                    let refused = configuration.apply(resources, Vec::new()).len();
+                    enforcing = true;
+                    tracing::info!(
+                        resources = count,
+                        refused,
+                        "enforcing the last good configuration"
+                    );
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::error!(%error, "the saved configuration cannot be read; starting without")
+                }
+            }
+        }
+        let proxy = match config.proxy {
+            None => None,
+            Some(address) => Some(
+                configuration
+                    .listen_named(address)
+                    .map_err(StartError::Proxy)?,
+            ),
+        };
+        let configuration = Arc::new(Mutex::new(configuration));
+        let (progress_tx, progress) = watch::channel(Progress {
+            enforcing,
+            synced: false,
+        });
+        let (draining, draining_rx) = watch::channel(false);
+        let transitions = Arc::new(Transitions::default());
+        let mut tasks = Vec::new();
+        let admin = match config.admin {
+            None => None,
+            Some(address) => {
+                let bound = TcpListener::bind(address).await;
+                let bound = bound.and_then(|listener| Ok((listener.local_addr()?, listener)));
+                let (actual, listener) =
+                    bound.map_err(|source| StartError::Admin { address, source })?;
+                let pages = admin::router(Admin {
+                    clock,
+                    shared: shared.clone(),
+                    registry: registry.clone(),
+                    transitions: transitions.clone(),
+                    configuration: configuration.clone(),
+                    progress: progress.clone(),
+                    draining: draining_rx,
+                });
+                tasks.push(tokio::spawn(async move {
+                    if let Err(error) = axum::serve(listener, pages).await {
+                        tracing::error!(%error, "the admin server ended");
+                    }
+                }));
+                Some(actual)
+            }
+        };
+        let node = config.node.clone();
+        tasks.push(tokio::spawn(discovery::run(
+            channel.clone(),
+            node,
+            configuration.clone(),
+            store,
+            progress_tx,
+        )));
+        let reporter = Reporter {
+            clock,
+            node: config.node,
+            shared: shared.clone(),
+            transitions,
+        };
+        tasks.push(tokio::spawn(reporter.run(channel)));
+        tasks.push(tokio::spawn(async move {
+            let mut sweep = tokio::time::interval(SWEEP);
+            loop {
+                sweep.tick().await;
+                registry.sweep();
+            }
+        }));
+        Ok(Agent {
+            proxy,
+            admin,
+            drain_timeout: config.drain_timeout,
+            configuration,
+            shared,
+            workers: commands,
+            threads,
+            stops,
+            tasks,
+            progress,
+            draining,
+        })
+    }
+
+    /// Where the explicit proxy listens.
+    pub fn proxy_addr(&self) -> Option<SocketAddr> {
+        self.proxy
+    }
+
+    /// Where health, readiness and metrics are served.
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin
+    }
+
+    /// Where services are listened for, by service and port.
+    pub async fn listening(&self) -> Vec<Listening> {
+        self.configuration.lock().await.listening()
+    }
+
+    /// Returns once the control plane has sent everything and it is enforced.
+    pub async fn synced(&self) {
+        // The sender lives as long as the tasks do.
+        let _ = self.progress.clone().wait_for(|p| p.synced).await;
+    }
+
+    /// Ends the agent without losing a request: listeners are kept until
+    /// nobody knocks any more, callers are told to go elsewhere, and requests
+    /// under way have `drain_timeout` to end.
+    pub async fn shutdown(mut self) {
+        self.draining.send_replace(true);
+        let mut closed = Vec::new();
+        for worker in &self.workers {
+            let (done, when_done) = oneshot::channel();
+            if worker.send(Command::Drain(done)).is_ok() {
+                closed.push(when_done);
+            }
+        }
+        let end = tokio::time::Instant::now() + self.drain_timeout;
+        for done in closed {
+            let _ = tokio::time::timeout_at(end, done).await;
+        }
+        while tokio::time::Instant::now() < end && self.connections() > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let left = self.connections();
+        if left > 0 {
+            tracing::warn!(
+                connections = left,
+                "ending with connections that did not drain in time"
+            );
+        }
+        self.end();
+        let threads = std::mem::take(&mut self.threads);
+        let joined =
+            tokio::task::spawn_blocking(move || threads.into_iter().try_for_each(|t| t.join()));
+        if !matches!(joined.await, Ok(Ok(()))) {
+            tracing::error!("a worker had panicked");
+        }
+    }
+
+    fn connections(&self) -> usize {
+        self.shared.loads.iter().map(|l| l.0.load(Relaxed)).sum()
+    }
+
+    fn end(&mut self) {
+        for stop in self.stops.drain(..) {
+            // It may have ended by itself.
+            let _ = stop.send(());
+        }
+        for task in self.tasks.drain(..) {
+            task.abort();
+        }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.end();
+    }
+}

@@ -1,0 +1,156 @@
+//! The stream on which configuration comes. Whatever happens to the control
+//! plane, what is in force stays in force.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Mutex, mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+use weir_proto::v1alpha1 as proto;
+use weir_proto::v1alpha1::discovery_client::DiscoveryClient;
+
+use crate::configuration::Configuration;
+use crate::features::FEATURES;
+use crate::store::Store;
+
+/// Waits between two attempts are drawn from zero up to a bound that doubles
+/// between these.
+const FIRST_WAIT: Duration = Duration::from_millis(200);
+const MAX_WAIT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A connection on which nothing is heard for this long is given up.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// The largest message that is taken.
+pub(crate) const MAX_MESSAGE: usize = 4 * 1024 * 1024;
+
+/// How far configuration has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Progress {
+    /// Something is in force: from disk or from the control plane.
+    pub(crate) enforcing: bool,
+    /// A stream is open and has sent everything.
+    pub(crate) synced: bool,
+}
+
+/// A channel that connects when it is used.
+pub(crate) fn channel(control_plane: &str) -> Result<Channel, tonic::transport::Error> {
+    let endpoint = Endpoint::from_shared(control_plane.to_owned())?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE)
+        .keep_alive_while_idle(true);
+    Ok(endpoint.connect_lazy())
+}
+
+/// The wait before attempt `attempt` (0 is the first repetition): full jitter,
+/// so that a fleet does not come back together.
+pub(crate) fn reconnect_wait(attempt: u32) -> Duration {
+    let bound = FIRST_WAIT
+        .saturating_mul(1 << attempt.min(10))
+        .min(MAX_WAIT);
+    bound.mul_f64(fastrand::f64())
+}
+
+/// Follows the control plane for ever.
+pub(crate) async fn run(
+    channel: Channel,
+    node: String,
+    configuration: Arc<Mutex<Configuration>>,
+    store: Option<Store>,
+    progress: watch::Sender<Progress>,
+) {
+    let mut attempt = 0;
+    let mut said = false;
+    loop {
+        let before = progress.borrow().synced;
+        let ended = follow(
+            channel.clone(),
+            &node,
+            &configuration,
+            store.as_ref(),
+            &progress,
+        )
+        .await;
+        let was_synced = progress.borrow().synced;
+        progress.send_modify(|p| p.synced = false);
+        if was_synced && !before {
+            attempt = 0;
+            said = false;
+        }
+        // Said once per outage; the next line is the reconnection's.
+        if !said {
+            said = true;
+            tracing::warn!(reason = %ended, "control plane out of reach; what is in force stays in force");
+        }
+        tokio::time::sleep(reconnect_wait(attempt)).await;
+        attempt += 1;
+    }
+}
+
+/// One stream, until it ends; why it did.
+async fn follow(
+    channel: Channel,
+    node: &str,
+    configuration: &Mutex<Configuration>,
+    store: Option<&Store>,
+    progress: &watch::Sender<Progress>,
+) -> tonic::Status {
+    let (requests, outgoing) = mpsc::channel(4);
+    let hello = proto::Hello {
+        node: node.to_owned(),
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        features: FEATURES.iter().map(ToString::to_string).collect(),
+        held: configuration.lock().await.held(),
+    };
+    // There is room: the channel is new.
+    let _ = requests
+        .send(request(proto::discover_request::Message::Hello(hello)))
+        .await;
+    let mut client = DiscoveryClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+    let mut responses = match client.discover(ReceiverStream::new(outgoing)).await {
+        Ok(responses) => responses.into_inner(),
+        Err(status) => return status,
+    };
+    loop {
+        let response = match responses.message().await {
+            Ok(Some(response)) => response,
+            Ok(None) => return tonic::Status::unavailable("the control plane ended the stream"),
+            Err(status) => return status,
+        };
+        let rejections = {
+            let mut configuration = configuration.lock().await;
+            let rejections = configuration.apply(response.resources, response.removed);
+            if let Some(store) = store
+                && let Err(error) = store.save(configuration.resources())
+            {
+                tracing::error!(%error, "cannot save the configuration; a restart would need the control plane");
+            }
+            rejections
+        };
+        if response.synced && !progress.borrow().synced {
+            tracing::info!("connected to the control plane");
+        }
+        progress.send_modify(|p| {
+            p.enforcing |= response.synced;
+            p.synced |= response.synced;
+        });
+        let ack = proto::Ack {
+            nonce: response.nonce,
+            rejections,
+        };
+        if requests
+            .send(request(proto::discover_request::Message::Ack(ack)))
+            .await
+            .is_err()
+        {
+            return tonic::Status::unavailable("the stream was closed");
+        }
+    }
+}
+
+fn request(message: proto::discover_request::Message) -> proto::DiscoverRequest {
+    proto::DiscoverRequest {
+        message: Some(message),
+    }
+}

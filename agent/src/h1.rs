@@ -1,0 +1,321 @@
+//! HTTP/1.1 between a caller and an endpoint, driven by the pipeline.
+//!
+//! One task serves one caller's connection. A request without a body in
+//! flight costs two reads and two writes: the caller's head, the same head
+//! onwards, the response, and the response back. While the endpoint works, the
+//! caller is watched through its own read side, so a caller that leaves is
+//! noticed at once and the upstream connection closed.
+
+mod body;
+mod exchange;
+mod head;
+pub(crate) mod pool;
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::Method;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use weir_resilience::Time;
+use weir_resilience::config::{Protocol, RequestView};
+
+use self::exchange::Outcome;
+use self::head::{MAX_HEAD, RequestMeta};
+use crate::answer::Answer;
+use crate::connection::Caller;
+use crate::metrics::Counter;
+use crate::pipeline::{Exchange, RequestFacts};
+use crate::timer::Timer;
+
+/// How long a caller may take for a request's head, and idle between two.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+const KEEP_ALIVE: Duration = Duration::from_secs(3600);
+/// What an early answer still reads of a body nobody wants, so that the answer
+/// is not lost to a reset: bytes and time.
+const LINGER_BYTES: usize = 256 * 1024;
+const LINGER: Duration = Duration::from_secs(1);
+
+/// A request that was taken in.
+struct Begun {
+    exchange: Exchange,
+    meta: RequestMeta,
+    /// The head as it goes to the endpoint.
+    head: Vec<u8>,
+}
+
+/// What a connection keeps from one request to the next.
+struct Session {
+    caller: Caller,
+    timer: Timer,
+    /// When the head that is being read began.
+    head_since: Option<Time>,
+    /// Memory for the heads.
+    forward: Vec<u8>,
+    answer: Vec<u8>,
+}
+
+/// Serves one connection until it ends.
+pub(crate) async fn serve(caller: Caller) {
+    let timer = Timer::new(caller.worker.clock);
+    let mut session = Session {
+        caller,
+        timer,
+        head_since: None,
+        forward: Vec::new(),
+        answer: Vec::new(),
+    };
+    while session.serve_one().await {}
+    let _ = session.caller.io.shutdown().await;
+    session.caller.buffer = Default::default();
+}
+
+impl Session {
+    /// One request; whether the connection can take another.
+    async fn serve_one(&mut self) -> bool {
+        let begun = match poll_fn(|cx| self.poll_begin(cx)).await {
+            Some(Ok(begun)) => begun,
+            Some(Err(refused)) => return self.refuse(refused).await,
+            None => return false,
+        };
+        let Begun {
+            mut exchange,
+            meta,
+            head,
+        } = begun;
+        let outcome = exchange::run(
+            &mut self.caller,
+            &mut self.timer,
+            &mut exchange,
+            &meta,
+            &head,
+            &mut self.answer,
+        )
+        .await;
+        self.forward = head;
+        match outcome {
+            Outcome::Done { keep_alive } => keep_alive,
+            Outcome::Linger => {
+                self.linger().await;
+                false
+            }
+            Outcome::Answer { answer, body_left } => {
+                exchange.on_answer(&answer, self.caller.worker.clock.now());
+                drop(exchange);
+                self.refuse(Refused {
+                    answer,
+                    body: !meta.head_method,
+                    close: body_left || !meta.keep_alive,
+                })
+                .await
+            }
+            Outcome::Close => false,
+        }
+    }
+
+    /// Waits for a whole head and takes the request in. `None`: the caller is
+    /// done.
+    fn poll_begin(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Begun, Refused>>> {
+        let mut now = None;
+        loop {
+            if !self.caller.buffer.is_empty() {
+                match self.begin(*now.get_or_insert_with(|| self.caller.worker.clock.now())) {
+                    Ok(Some(begun)) => return Poll::Ready(Some(Ok(begun))),
+                    Err(refused) => return Poll::Ready(Some(Err(refused))),
+                    Ok(None) => {
+                        if !self.caller.buffer.has_room() && !self.caller.buffer.grow(MAX_HEAD) {
+                            let answer = Answer::HeadTooLarge;
+                            return Poll::Ready(Some(Err(Refused {
+                                answer,
+                                body: true,
+                                close: true,
+                            })));
+                        }
+                    }
+                }
+            } else {
+                self.caller.rest();
+            }
+            match self.caller.poll_fill(cx) {
+                Poll::Ready(Ok(n)) if n > 0 => {}
+                Poll::Ready(_) => return Poll::Ready(None),
+                Poll::Pending => {
+                    let idle = self.caller.buffer.is_empty();
+                    if idle && self.caller.worker.draining() {
+                        return Poll::Ready(None);
+                    }
+                    let now = *now.get_or_insert_with(|| self.caller.worker.clock.now());
+                    return self.poll_patience(idle, now, cx);
+                }
+            }
+        }
+    }
+
+    /// Ends a connection that takes too long for its next request.
+    fn poll_patience(
+        &mut self,
+        idle: bool,
+        now: Time,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Begun, Refused>>> {
+        let until = if idle {
+            self.head_since = None;
+            now + KEEP_ALIVE
+        } else {
+            *self.head_since.get_or_insert(now) + HEAD_TIMEOUT
+        };
+        match self.timer.poll(Some(until), now, cx) {
+            Poll::Ready(()) => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// Reads the head in the buffer and admits the request; `None` while it
+    /// is not whole.
+    fn begin(&mut self, now: Time) -> Result<Option<Begun>, Refused> {
+        let Caller {
+            worker,
+            buffer,
+            target,
+            ..
+        } = &mut self.caller;
+        let mut forward = std::mem::take(&mut self.forward);
+        forward.clear();
+        let read = head::with_request(buffer.bytes(), |head, meta| {
+            let refuse = |answer| Refused {
+                answer,
+                body: !meta.head_method,
+                close: !(meta.keep_alive && meta.body.is_done()),
+            };
+            let snapshot = worker.snapshot();
+            let place = target
+                .resolve(&snapshot, head.authority())
+                .inspect_err(|_| worker.shared.unrouted())
+                .map_err(refuse)?;
+            let port = &snapshot.services[place.service].ports[place.port];
+            if port.protocol == Protocol::Http2 {
+                port.metrics
+                    .count(worker.index, Counter::AnswerProtocolMismatch);
+                let answer = Answer::ProtocolMismatch {
+                    spoken: "HTTP/1.1",
+                    expected: "HTTP/2",
+                };
+                return Err(refuse(answer));
+            }
+            let grpc = head
+                .header("content-type")
+                .is_some_and(|t| t.starts_with(b"application/grpc"));
+            let facts = RequestFacts { grpc };
+            let method: Method = head.method.clone();
+            let exchange =
+                Exchange::admit(&snapshot, place, worker.index, method, head, facts, now)
+                    .map_err(refuse)?;
+            head.write(&meta, &mut forward);
+            Ok((exchange, meta))
+        });
+        match read {
+            Ok(None) => {
+                self.forward = forward;
+                Ok(None)
+            }
+            Ok(Some(Ok((exchange, meta)))) => {
+                buffer.consume(meta.length);
+                self.head_since = None;
+                Ok(Some(Begun {
+                    exchange,
+                    meta,
+                    head: forward,
+                }))
+            }
+            Ok(Some(Err(refused))) => {
+                self.forward = forward;
+                // A refused request without a body is used up; what follows is the next.
+                if !refused.close {
+                    let length = head_length(buffer.bytes());
+                    buffer.consume(length);
+                }
+                Err(refused)
+            }
+            Err(answer) => Err(Refused {
+                answer,
+                body: true,
+                close: true,
+            }),
+        }
+    }
+
+    /// Answers in the destination's place.
+    async fn refuse(&mut self, refused: Refused) -> bool {
+        let close = refused.close || self.caller.worker.draining();
+        self.answer.clear();
+        refused
+            .answer
+            .write_h1(&mut self.answer, close, refused.body);
+        let sent = self.caller.io.write_all(&self.answer).await;
+        if sent.is_ok() && close {
+            self.linger().await;
+        }
+        sent.is_ok() && !close
+    }
+
+    /// Closes the sending side and reads on for a moment: closing with unread
+    /// bytes would reset the connection and could take the answer with it.
+    async fn linger(&mut self) {
+        if self.caller.io.shutdown().await.is_err() {
+            return;
+        }
+        let mut left = LINGER_BYTES;
+        let mut scratch = [0; 4096];
+        let io = &mut self.caller.io;
+        let drain = poll_fn(|cx| {
+            loop {
+                let mut into = ReadBuf::new(&mut scratch);
+                match Pin::new(&mut *io).poll_read(cx, &mut into) {
+                    Poll::Ready(Ok(())) if !into.filled().is_empty() && left > 0 => {
+                        left = left.saturating_sub(into.filled().len());
+                    }
+                    Poll::Ready(_) => return Poll::Ready(()),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+        });
+        let _ = tokio::time::timeout(LINGER, drain).await;
+    }
+}
+
+/// An answer of Weir's own, and what it means for the connection.
+struct Refused {
+    answer: Answer,
+    /// Whether the answer may have a body.
+    body: bool,
+    close: bool,
+}
+
+/// Length of the first head in `data`.
+fn head_length(data: &[u8]) -> usize {
+    data.windows(4)
+        .position(|w| w == b"\r\n\r\n")
+        .map_or(data.len(), |at| at + 4)
+}
+
+/// Writes what is left of `head`, then `body`, in one call.
+fn poll_write_two(
+    io: &mut tokio::net::TcpStream,
+    head: &[u8],
+    body: &[u8],
+    cx: &mut Context<'_>,
+) -> Poll<std::io::Result<usize>> {
+    let written = match (head.is_empty(), body.is_empty()) {
+        (false, true) => Pin::new(io).poll_write(cx, head),
+        (true, _) => Pin::new(io).poll_write(cx, body),
+        (false, false) => Pin::new(io).poll_write_vectored(
+            cx,
+            &[std::io::IoSlice::new(head), std::io::IoSlice::new(body)],
+        ),
+    };
+    match written {
+        Poll::Ready(Ok(0)) => Poll::Ready(Err(std::io::ErrorKind::WriteZero.into())),
+        other => other,
+    }
+}

@@ -1,0 +1,74 @@
+//! Idle connections to endpoints, of one worker. Last in, first out: what was
+//! used a moment ago is the least likely to be closed.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::net::TcpStream;
+use weir_resilience::Time;
+
+/// Idle connections per endpoint and worker.
+const PER_ENDPOINT: usize = 64;
+/// Idle connections per worker.
+const PER_WORKER: usize = 2048;
+/// How long a connection may idle.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// The pool of one worker.
+#[derive(Default)]
+pub(crate) struct Pool {
+    idle: HashMap<SocketAddr, Vec<(TcpStream, Time)>>,
+    count: usize,
+}
+
+impl Pool {
+    /// A connection that is open as far as the last look at the sockets told.
+    pub(crate) fn take(&mut self, endpoint: SocketAddr, now: Time) -> Option<TcpStream> {
+        let idle = self.idle.get_mut(&endpoint)?;
+        while let Some((mut io, since)) = idle.pop() {
+            self.count -= 1;
+            if now.since(since) < IDLE && is_quiet(&mut io) {
+                return Some(io);
+            }
+        }
+        None
+    }
+
+    /// Keeps a connection for the next request.
+    pub(crate) fn give(&mut self, endpoint: SocketAddr, io: TcpStream, now: Time) {
+        let idle = self.idle.entry(endpoint).or_default();
+        if idle.len() < PER_ENDPOINT && self.count < PER_WORKER {
+            idle.push((io, now));
+            self.count += 1;
+        }
+    }
+
+    /// Closes what has idled too long or was closed at the other end.
+    pub(crate) fn sweep(&mut self, now: Time) {
+        for idle in self.idle.values_mut() {
+            idle.retain_mut(|(io, since)| now.since(*since) < IDLE && is_quiet(io));
+        }
+        self.idle.retain(|_, idle| !idle.is_empty());
+        self.count = self.idle.values().map(Vec::len).sum();
+    }
+
+    /// Connections that idle.
+    pub(crate) fn len(&self) -> usize {
+        self.count
+    }
+}
+
+/// An idle connection has nothing to say: bytes, an end or an error mean that
+/// it is of no use. Costs no system call while nothing has happened.
+fn is_quiet(io: &mut TcpStream) -> bool {
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut byte = [0; 1];
+    match Pin::new(io).poll_read(&mut cx, &mut ReadBuf::new(&mut byte)) {
+        Poll::Pending => true,
+        Poll::Ready(_) => false,
+    }
+}

@@ -1,0 +1,736 @@
+//! One request over HTTP/2: tries, frames in both directions, and every way in
+//! which it can end.
+
+use std::future::{Future, poll_fn};
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::{ResponseFuture, SendRequest};
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream, SendStream};
+use http::{HeaderMap, Request, Response};
+use tokio::net::TcpStream;
+use weir_resilience::Time;
+use weir_resilience::config::{Protocol, RequestView};
+use weir_resilience::retry::{Pushback, Sent};
+
+use super::body::{Download, Gone, Upload};
+use super::pool::Found;
+use crate::answer::Answer;
+use crate::metrics::Counter;
+use crate::pipeline::{End, Exchange, Limit, RequestFacts, ResponseFacts, TryFailure, Verdict};
+use crate::timer::Timer;
+use crate::worker::{Target, Worker};
+
+/// What ended a wait.
+enum Interrupt {
+    Gone,
+    Expired(Limit),
+    /// The deadline that was given with the wait.
+    Passed,
+}
+
+/// What came of one try.
+enum Step {
+    Again,
+    /// Weir answers.
+    Answer(Answer),
+    /// The request is over.
+    End,
+}
+
+/// A try on its way.
+struct Link {
+    response: ResponseFuture,
+    /// The request's body.
+    body: SendStream<Bytes>,
+    last_byte: Time,
+    head: Option<Head>,
+}
+
+/// What the wait for a response brought instead of one.
+enum Came {
+    Failed(h2::Error),
+    Interrupt(Interrupt),
+}
+
+/// A response whose first part is there.
+struct Head {
+    parts: http::response::Parts,
+    body: RecvStream,
+    /// Read to see whether a gRPC status comes first.
+    first: Option<Bytes>,
+    trailers: Option<HeaderMap>,
+    ended: bool,
+}
+
+/// Serves one stream.
+pub(super) async fn serve(
+    worker: Rc<Worker>,
+    target: Rc<Target>,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) {
+    let (parts, body) = request.into_parts();
+    let grpc = is_grpc(&parts.headers);
+    let now = worker.clock.now();
+    let mut exchange = match admit(&worker, &target, &parts, grpc, now) {
+        Ok(exchange) => exchange,
+        Err(answer) => {
+            refuse(&mut respond, &answer, grpc);
+            return;
+        }
+    };
+    let keep_limit = exchange.replay_limit();
+    let upload = Upload::new(body, keep_limit);
+    let clock = worker.clock;
+    let timer = Timer::new(clock);
+    let mut run = Run {
+        worker,
+        timer,
+        exchange: &mut exchange,
+        parts: &parts,
+        upload,
+        respond: &mut respond,
+    };
+    let answer = run.to_end().await;
+    if let Some(answer) = answer {
+        exchange.on_answer(&answer, clock.now());
+        refuse(&mut respond, &answer, grpc);
+    }
+}
+
+fn admit(
+    worker: &Rc<Worker>,
+    target: &Target,
+    parts: &http::request::Parts,
+    grpc: bool,
+    now: Time,
+) -> Result<Exchange, Answer> {
+    if parts.method == http::Method::CONNECT {
+        return Err(Answer::NotImplemented {
+            reason: "CONNECT is not supported; send the request itself",
+        });
+    }
+    let snapshot = worker.snapshot();
+    let host = || {
+        parts
+            .headers
+            .get(http::header::HOST)
+            .and_then(|h| h.to_str().ok())
+    };
+    let authority = parts
+        .uri
+        .authority()
+        .map(http::uri::Authority::as_str)
+        .or_else(host);
+    let place = target
+        .resolve(&snapshot, authority)
+        .inspect_err(|_| worker.shared.unrouted())?;
+    let port = &snapshot.services[place.service].ports[place.port];
+    if port.protocol == Protocol::Http1 {
+        port.metrics
+            .count(worker.index, Counter::AnswerProtocolMismatch);
+        return Err(Answer::ProtocolMismatch {
+            spoken: "HTTP/2",
+            expected: "HTTP/1.1",
+        });
+    }
+    let facts = RequestFacts { grpc };
+    Exchange::admit(
+        &snapshot,
+        place,
+        worker.index,
+        parts.method.clone(),
+        &View(parts),
+        facts,
+        now,
+    )
+}
+
+struct Run<'a> {
+    worker: Rc<Worker>,
+    timer: Timer,
+    exchange: &'a mut Exchange,
+    parts: &'a http::request::Parts,
+    upload: Upload,
+    respond: &'a mut SendResponse<Bytes>,
+}
+
+impl Run<'_> {
+    async fn to_end(&mut self) -> Option<Answer> {
+        let mut step = self.wait_for_place().await.err();
+        loop {
+            match step.take() {
+                None | Some(Step::Again) => {}
+                Some(Step::Answer(answer)) => return Some(answer),
+                Some(Step::End) => return None,
+            }
+            step = Some(self.one_try().await);
+        }
+    }
+
+    fn now(&self) -> Time {
+        self.worker.clock.now()
+    }
+
+    async fn one_try(&mut self) -> Step {
+        let now = self.now();
+        if let Err(refused) = self.exchange.next_try(now, self.worker.random()) {
+            return Step::Answer(refused);
+        }
+        if let Err(end) = self.wait_for_place().await {
+            return end;
+        }
+        let mut send = match self.connect().await {
+            Ok(send) => send,
+            Err(step) => return step,
+        };
+        let bodyless = self.upload.is_finished();
+        let (response, body) = match send.send_request(self.outgoing(), bodyless) {
+            Ok(sent) => sent,
+            Err(error) => return self.failed(reset_failure(&error), Sent::Nothing).await,
+        };
+        self.upload.begin(bodyless);
+        let mut link = Link {
+            response,
+            body,
+            last_byte: self.now(),
+            head: None,
+        };
+        match poll_fn(|cx| self.poll_head(&mut link, cx)).await {
+            Ok(head) => self.on_head(head, link).await,
+            Err(Came::Interrupt(interrupt)) => {
+                // Dropping both halves resets the stream.
+                drop(link);
+                self.interrupted(interrupt, Sent::Maybe).await
+            }
+            Err(Came::Failed(error)) => {
+                drop(link);
+                let sent = if was_not_processed(&error) {
+                    Sent::Nothing
+                } else {
+                    Sent::Maybe
+                };
+                self.failed(reset_failure(&error), sent).await
+            }
+        }
+    }
+
+    /// The head as it goes to the endpoint.
+    fn outgoing(&self) -> Request<()> {
+        let mut request = Request::new(());
+        request.method_mut().clone_from(&self.parts.method);
+        *request.version_mut() = http::Version::HTTP_2;
+        let authority = self.parts.uri.authority().cloned().or_else(|| {
+            let host = self.parts.headers.get(http::header::HOST)?;
+            http::uri::Authority::try_from(host.as_bytes()).ok()
+        });
+        let mut uri = http::uri::Parts::default();
+        uri.scheme = Some(http::uri::Scheme::HTTP);
+        uri.authority = authority.or_else(|| {
+            let address = self.exchange.endpoint()?.address;
+            http::uri::Authority::try_from(address.to_string()).ok()
+        });
+        uri.path_and_query = self.parts.uri.path_and_query().cloned();
+        if let Ok(uri) = http::Uri::from_parts(uri) {
+            *request.uri_mut() = uri;
+        }
+        request.headers_mut().clone_from(&self.parts.headers);
+        strip_hop_by_hop(request.headers_mut());
+        request
+    }
+
+    /// A connection with room for a stream.
+    async fn connect(&mut self) -> Result<SendRequest<Bytes>, Step> {
+        let Some(endpoint) = self.exchange.endpoint().map(|e| e.address) else {
+            return Err(Step::End);
+        };
+        let timeout = self.exchange.connect_timeout();
+        let until = timeout.map(|t| self.now() + t);
+        loop {
+            let now = self.now();
+            let found = self.worker.h2_pool.borrow_mut().find(endpoint, now);
+            match found {
+                Found::Live(send) => {
+                    // Streams beyond the endpoint's limit wait here.
+                    match self.guarded(send.ready(), until).await {
+                        Ok(Ok(send)) => {
+                            self.exchange.on_connection(true);
+                            return Ok(send);
+                        }
+                        Ok(Err(_)) => self.worker.h2_pool.borrow_mut().closing(endpoint),
+                        Err(interrupt) => return Err(self.no_connection(interrupt, timeout).await),
+                    }
+                }
+                Found::Soon(notify) => {
+                    let notified = notify.notified();
+                    if let Err(interrupt) = self.guarded(notified, until).await {
+                        return Err(self.no_connection(interrupt, timeout).await);
+                    }
+                }
+                Found::Make => {
+                    // Whoever waits for it is told whatever happens here.
+                    let worker = self.worker.clone();
+                    let telling = Telling {
+                        worker: worker.clone(),
+                        endpoint,
+                        done: false,
+                    };
+                    let made = self.guarded(make(worker, endpoint), until).await;
+                    match made {
+                        Ok(Ok(send)) => {
+                            telling.connected(send);
+                            self.exchange.on_connection(false);
+                        }
+                        Ok(Err(reason)) => {
+                            drop(telling);
+                            let failure = TryFailure::Connect(Answer::ConnectFailed { reason });
+                            return Err(self.failed(failure, Sent::Nothing).await);
+                        }
+                        Err(interrupt) => {
+                            drop(telling);
+                            return Err(self.no_connection(interrupt, timeout).await);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    async fn no_connection(&mut self, interrupt: Interrupt, timeout: Option<Duration>) -> Step {
+        match interrupt {
+            Interrupt::Passed => {
+                let failure = Answer::ConnectTimeout {
+                    after: timeout.unwrap_or_default(),
+                };
+                self.failed(TryFailure::Connect(failure), Sent::Nothing)
+                    .await
+            }
+            interrupt => self.interrupted(interrupt, Sent::Nothing).await,
+        }
+    }
+
+    async fn on_head(&mut self, head: Head, link: Link) -> Step {
+        let now = self.now();
+        let grpc_status = grpc_status(&head.parts.headers)
+            .or_else(|| head.trailers.as_ref().and_then(grpc_status));
+        let headers = head.trailers.as_ref().unwrap_or(&head.parts.headers);
+        let event_stream = head.parts.headers.get(http::header::CONTENT_TYPE);
+        let facts = ResponseFacts {
+            status: head.parts.status.as_u16(),
+            grpc_status,
+            retry_after: retry_after(&head.parts.headers),
+            pushback: pushback(headers).or_else(|| pushback(&head.parts.headers)),
+            stream: head.first.is_some()
+                || event_stream.is_some_and(|t| t.as_bytes().starts_with(b"text/event-stream")),
+        };
+        match self
+            .exchange
+            .on_head(&facts, !self.upload.lost, now, self.worker.random())
+        {
+            Verdict::Retry(after) => {
+                drop((head, link));
+                self.wait(after).await
+            }
+            Verdict::Forward => {
+                self.forward(head, link).await;
+                Step::End
+            }
+        }
+    }
+
+    /// The response goes to the caller, while the rest of the request still
+    /// goes to the endpoint.
+    async fn forward(&mut self, head: Head, mut link: Link) {
+        let status = head.parts.status.as_u16();
+        let mut response = Response::new(());
+        *response.status_mut() = head.parts.status;
+        *response.headers_mut() = head.parts.headers;
+        strip_hop_by_hop(response.headers_mut());
+        let whole = head.ended && head.first.is_none() && head.trailers.is_none();
+        let head_status = grpc_status(response.headers());
+        let end = match self.respond.send_response(response, whole) {
+            Err(_) => End::CallerGone,
+            Ok(_) if whole => End::Complete {
+                grpc_status: head_status,
+            },
+            Ok(to_caller) => {
+                let mut download = Download {
+                    from: head.body,
+                    to: to_caller,
+                    pending: head.first,
+                    trailers: head.trailers,
+                    ended: head.ended,
+                    moved: false,
+                };
+                let end = poll_fn(|cx| self.poll_forward(&mut download, &mut link, cx)).await;
+                match end {
+                    End::Broken => download.to.send_reset(Reason::INTERNAL_ERROR),
+                    End::TimedOut => download.to.send_reset(Reason::CANCEL),
+                    End::Complete { .. } | End::CallerGone => {}
+                }
+                end
+            }
+        };
+        let now = self.now();
+        self.exchange.on_end(status, end, now, self.worker.random());
+    }
+
+    async fn failed(&mut self, failure: TryFailure, sent: Sent) -> Step {
+        let now = self.now();
+        let random = self.worker.random();
+        match self
+            .exchange
+            .on_failure(failure, sent, !self.upload.lost, now, random)
+        {
+            Ok(after) => self.wait(after).await,
+            Err(last) => Step::Answer(last),
+        }
+    }
+
+    async fn interrupted(&mut self, interrupt: Interrupt, sent: Sent) -> Step {
+        let now = self.now();
+        match interrupt {
+            Interrupt::Gone => {
+                self.exchange.on_end(0, End::CallerGone, now, 0);
+                Step::End
+            }
+            Interrupt::Expired(Limit::Request) => {
+                let random = self.worker.random();
+                Step::Answer(self.exchange.on_request_timeout(now, random))
+            }
+            Interrupt::Expired(Limit::Try | Limit::Stream) => {
+                Box::pin(self.failed(TryFailure::Timeout, sent)).await
+            }
+            Interrupt::Passed => {
+                let after = self.exchange.idle_timeout().unwrap_or_default();
+                Box::pin(self.failed(TryFailure::Reset(Answer::IdleTimeout { after }), sent)).await
+            }
+        }
+    }
+
+    /// The wait before another try.
+    async fn wait(&mut self, after: Duration) -> Step {
+        self.upload.rewind();
+        if after.is_zero() {
+            return Step::Again;
+        }
+        let until = self.now() + after;
+        match self
+            .guarded(std::future::pending::<()>(), Some(until))
+            .await
+        {
+            Err(Interrupt::Passed) | Ok(()) => Step::Again,
+            Err(interrupt) => self.interrupted(interrupt, Sent::Nothing).await,
+        }
+    }
+
+    /// Waits for a bulkhead's place. The error is the request's end.
+    async fn wait_for_place(&mut self) -> Result<(), Step> {
+        let placed = poll_fn(|cx| {
+            let now = self.worker.clock.now();
+            if let Poll::Ready(placed) = self.exchange.poll_place(now, cx) {
+                return Poll::Ready(Ok(placed));
+            }
+            match self.poll_interrupt(self.exchange.place_deadline(), now, cx) {
+                Poll::Ready(Interrupt::Passed) => self.exchange.poll_place(now, cx).map(Ok),
+                other => other.map(Err),
+            }
+        })
+        .await;
+        match placed {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(refused)) => Err(Step::Answer(refused)),
+            Err(interrupt) => Err(self.interrupted(interrupt, Sent::Nothing).await),
+        }
+    }
+
+    /// Runs `work` while the caller is there and no limit has passed.
+    async fn guarded<F: Future>(
+        &mut self,
+        work: F,
+        until: Option<Time>,
+    ) -> Result<F::Output, Interrupt> {
+        let mut work = std::pin::pin!(work);
+        poll_fn(|cx| {
+            if let Poll::Ready(done) = work.as_mut().poll(cx) {
+                return Poll::Ready(Ok(done));
+            }
+            let now = self.worker.clock.now();
+            self.poll_interrupt(until, now, cx).map(Err)
+        })
+        .await
+    }
+
+    /// Ready when the caller left, a limit passed, or `until` did.
+    fn poll_interrupt(
+        &mut self,
+        until: Option<Time>,
+        now: Time,
+        cx: &mut Context<'_>,
+    ) -> Poll<Interrupt> {
+        if self.respond.poll_reset(cx).is_ready() {
+            return Poll::Ready(Interrupt::Gone);
+        }
+        self.poll_limits(until, now, cx)
+    }
+
+    fn poll_limits(
+        &mut self,
+        until: Option<Time>,
+        now: Time,
+        cx: &mut Context<'_>,
+    ) -> Poll<Interrupt> {
+        let next = [self.exchange.deadline(), until]
+            .into_iter()
+            .flatten()
+            .min();
+        if self.timer.poll(next, now, cx).is_pending() {
+            return Poll::Pending;
+        }
+        let reached = next.unwrap_or(now).max(now);
+        Poll::Ready(
+            self.exchange
+                .expired(reached)
+                .map_or(Interrupt::Passed, Interrupt::Expired),
+        )
+    }
+
+    /// Ready with a response's head. For gRPC it waits for the first message
+    /// or the trailers, because a status in them may still mean another try.
+    fn poll_head(&mut self, link: &mut Link, cx: &mut Context<'_>) -> Poll<Result<Head, Came>> {
+        let now = self.worker.clock.now();
+        match self.upload.poll(&mut link.body, cx) {
+            Ok(true) => link.last_byte = now,
+            Ok(false) => {}
+            Err(Gone) => return Poll::Ready(Err(Came::Interrupt(Interrupt::Gone))),
+        }
+        if link.head.is_none() {
+            match std::pin::Pin::new(&mut link.response).poll(cx) {
+                Poll::Ready(Ok(response)) => {
+                    link.last_byte = now;
+                    let (parts, body) = response.into_parts();
+                    let ended = body.is_end_stream();
+                    link.head = Some(Head {
+                        parts,
+                        body,
+                        first: None,
+                        trailers: None,
+                        ended,
+                    });
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(Came::Failed(error))),
+                Poll::Pending => {}
+            }
+        }
+        if let Some(head) = &mut link.head {
+            let open = is_grpc(&head.parts.headers)
+                && grpc_status(&head.parts.headers).is_none()
+                && !head.ended;
+            let decided = if open {
+                head.poll_first(cx)
+            } else {
+                Poll::Ready(Ok(()))
+            };
+            match decided {
+                Poll::Ready(Ok(())) => {
+                    return match link.head.take() {
+                        Some(head) => Poll::Ready(Ok(head)),
+                        None => Poll::Pending,
+                    };
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(Came::Failed(error))),
+                Poll::Pending => {}
+            }
+        }
+        let idle = self.exchange.idle_timeout().map(|t| link.last_byte + t);
+        self.poll_interrupt(idle, now, cx)
+            .map(|interrupt| Err(Came::Interrupt(interrupt)))
+    }
+
+    fn poll_forward(
+        &mut self,
+        download: &mut Download,
+        link: &mut Link,
+        cx: &mut Context<'_>,
+    ) -> Poll<End> {
+        let now = self.worker.clock.now();
+        if let Poll::Ready(end) = download.poll(cx) {
+            return Poll::Ready(end);
+        }
+        match self.upload.poll(&mut link.body, cx) {
+            Ok(true) => link.last_byte = now,
+            Ok(false) => {}
+            Err(Gone) => return Poll::Ready(End::CallerGone),
+        }
+        if std::mem::take(&mut download.moved) {
+            link.last_byte = now;
+        }
+        if download.to.poll_reset(cx).is_ready() {
+            return Poll::Ready(End::CallerGone);
+        }
+        let idle = self.exchange.idle_timeout().map(|t| link.last_byte + t);
+        self.poll_limits(idle, now, cx).map(|_| End::TimedOut)
+    }
+}
+
+impl Head {
+    /// Ready once the first message, the trailers or the end has come.
+    fn poll_first(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+        loop {
+            match self.body.poll_data(cx) {
+                Poll::Ready(Some(Ok(data))) if data.is_empty() => {}
+                Poll::Ready(Some(Ok(data))) => {
+                    self.first = Some(data);
+                    return Poll::Ready(Ok(()));
+                }
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
+                Poll::Ready(None) => break,
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        match self.body.poll_trailers(cx) {
+            Poll::Ready(Ok(trailers)) => {
+                self.trailers = trailers;
+                self.ended = true;
+                Poll::Ready(Ok(()))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+/// Tells those who wait for a connection that is being made, whatever
+/// happens to the one who makes it.
+struct Telling {
+    worker: Rc<Worker>,
+    endpoint: std::net::SocketAddr,
+    done: bool,
+}
+
+impl Telling {
+    fn connected(mut self, send: SendRequest<Bytes>) {
+        self.done = true;
+        self.worker
+            .h2_pool
+            .borrow_mut()
+            .connected(self.endpoint, send);
+    }
+}
+
+impl Drop for Telling {
+    fn drop(&mut self) {
+        if !self.done {
+            self.worker.h2_pool.borrow_mut().failed(self.endpoint);
+        }
+    }
+}
+
+/// Makes a connection; its driver runs until it ends.
+async fn make(
+    worker: Rc<Worker>,
+    endpoint: std::net::SocketAddr,
+) -> Result<SendRequest<Bytes>, &'static str> {
+    let io = TcpStream::connect(endpoint)
+        .await
+        .map_err(|error| crate::answer::connect_reason(&error))?;
+    // Without it small frames would wait for acknowledgements.
+    let _ = io.set_nodelay(true);
+    let (send, driver) = super::connect(io)
+        .await
+        .map_err(|_| "the endpoint does not speak HTTP/2")?;
+    tokio::task::spawn_local(async move {
+        if let Err(error) = driver.await {
+            tracing::debug!(%error, %endpoint, "HTTP/2 connection to an endpoint ended");
+        }
+        worker.h2_pool.borrow_mut().closing(endpoint);
+    });
+    Ok(send)
+}
+
+fn refuse(respond: &mut SendResponse<Bytes>, answer: &Answer, grpc: bool) {
+    let sent = respond.send_response(answer.h2_response(grpc), grpc);
+    if let (Ok(mut body), false) = (sent, grpc) {
+        // A line of text; the caller may have gone meanwhile.
+        let _ = body.send_data(Bytes::from(format!("weir: {answer}\n")), true);
+    }
+}
+
+/// Whether the endpoint says that it did nothing with the stream
+/// (RFC 9113, section 8.7).
+fn was_not_processed(error: &h2::Error) -> bool {
+    error.reason() == Some(Reason::REFUSED_STREAM) || error.is_go_away() && error.is_remote()
+}
+
+fn reset_failure(error: &h2::Error) -> TryFailure {
+    TryFailure::Reset(match error.reason() {
+        Some(Reason::PROTOCOL_ERROR | Reason::FRAME_SIZE_ERROR | Reason::COMPRESSION_ERROR) => {
+            Answer::BadResponse {
+                reason: "an HTTP/2 protocol error",
+            }
+        }
+        _ => Answer::Terminated,
+    })
+}
+
+/// Fields of one hop have no place in HTTP/2 (RFC 9113, section 8.2.2).
+fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    for name in [
+        "connection",
+        "keep-alive",
+        "proxy-connection",
+        "proxy-authorization",
+        "transfer-encoding",
+        "upgrade",
+    ] {
+        headers.remove(name);
+    }
+}
+
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers
+        .get(http::header::CONTENT_TYPE)
+        .is_some_and(|t| t.as_bytes().starts_with(b"application/grpc"))
+}
+
+fn number<T: std::str::FromStr>(headers: &HeaderMap, name: &str) -> Option<T> {
+    headers.get(name)?.to_str().ok()?.parse().ok()
+}
+
+pub(super) fn grpc_status(headers: &HeaderMap) -> Option<u8> {
+    number(headers, "grpc-status")
+}
+
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    number::<u32>(headers, "retry-after").map(|seconds| Duration::from_secs(seconds.into()))
+}
+
+fn pushback(headers: &HeaderMap) -> Option<Pushback> {
+    let value = headers.get("grpc-retry-pushback-ms")?;
+    // What cannot be read means "do not" (gRFC A6).
+    let millis = value.to_str().ok().and_then(|v| v.parse::<u32>().ok());
+    Some(millis.map_or(Pushback::Stop, |ms| {
+        Pushback::After(Duration::from_millis(ms.into()))
+    }))
+}
+
+/// A request's head for routes and partitions.
+struct View<'a>(&'a http::request::Parts);
+
+impl RequestView for View<'_> {
+    fn method(&self) -> &str {
+        self.0.method.as_str()
+    }
+
+    fn path(&self) -> &str {
+        self.0.uri.path()
+    }
+
+    fn header(&self, name: &str) -> Option<&[u8]> {
+        self.0.headers.get(name).map(http::HeaderValue::as_bytes)
+    }
+}

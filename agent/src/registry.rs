@@ -1,0 +1,174 @@
+//! The machines that keep state, by name. A policy that changes finds its
+//! machine again as long as the key is the same; machines that no policy asks
+//! for any more are swept away.
+
+use std::hash::Hash;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dashmap::DashMap;
+use weir_resilience::Time;
+use weir_resilience::balance::Load;
+use weir_resilience::breaker::Breaker;
+use weir_resilience::budget::Budget;
+use weir_resilience::bulkhead::Bulkhead;
+use weir_resilience::config;
+use weir_resilience::config::ServiceId;
+
+use crate::metrics::PortMetrics;
+
+/// Both clocks at one moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moment {
+    pub(crate) now: Time,
+    pub(crate) unix_ms: i64,
+}
+
+/// Every machine of this agent. Bounded by the configuration: one per key and,
+/// where it says so, endpoint.
+pub(crate) struct Registry {
+    shards: usize,
+    breakers: DashMap<(ServiceId, String), Arc<Breaker>>,
+    budgets: DashMap<(ServiceId, String), Arc<Budget>>,
+    bulkheads: DashMap<(ServiceId, String, Option<SocketAddr>), Arc<Bulkhead>>,
+    loads: DashMap<(ServiceId, SocketAddr), Arc<Load>>,
+    metrics: DashMap<(ServiceId, u16), Arc<PortMetrics>>,
+}
+
+impl Registry {
+    /// `shards` is the number of workers.
+    pub(crate) fn new(shards: usize) -> Registry {
+        Registry {
+            shards,
+            breakers: DashMap::new(),
+            budgets: DashMap::new(),
+            bulkheads: DashMap::new(),
+            loads: DashMap::new(),
+            metrics: DashMap::new(),
+        }
+    }
+
+    pub(crate) fn breaker(
+        &self,
+        id: &ServiceId,
+        config: &config::Breaker,
+        moment: Moment,
+    ) -> Arc<Breaker> {
+        let make = || {
+            Arc::new(Breaker::new(
+                config,
+                self.shards,
+                moment.now,
+                moment.unix_ms,
+            ))
+        };
+        let breaker = get_or_insert(&self.breakers, (id.clone(), config.key.clone()), make);
+        breaker.reconfigure(config, moment.now, moment.unix_ms);
+        breaker
+    }
+
+    pub(crate) fn budget(
+        &self,
+        id: &ServiceId,
+        key: &str,
+        config: &config::Budget,
+        moment: Moment,
+    ) -> Arc<Budget> {
+        let make = || Arc::new(Budget::new(config, self.shards, moment.now));
+        let budget = get_or_insert(&self.budgets, (id.clone(), key.to_owned()), make);
+        budget.reconfigure(config, moment.now);
+        budget
+    }
+
+    pub(crate) fn bulkhead(
+        &self,
+        id: &ServiceId,
+        key: &str,
+        endpoint: Option<SocketAddr>,
+        max: u32,
+        queue: u32,
+        wait: Option<Duration>,
+    ) -> Arc<Bulkhead> {
+        let make = || Arc::new(Bulkhead::new(max, queue, wait));
+        let bulkhead = get_or_insert(
+            &self.bulkheads,
+            (id.clone(), key.to_owned(), endpoint),
+            make,
+        );
+        bulkhead.reconfigure(max, queue, wait);
+        bulkhead
+    }
+
+    pub(crate) fn load(&self, id: &ServiceId, endpoint: SocketAddr) -> Arc<Load> {
+        get_or_insert(&self.loads, (id.clone(), endpoint), || {
+            Arc::new(Load::default())
+        })
+    }
+
+    pub(crate) fn metrics(&self, id: &ServiceId, port: u16) -> Arc<PortMetrics> {
+        get_or_insert(&self.metrics, (id.clone(), port), || {
+            Arc::new(PortMetrics::new(self.shards))
+        })
+    }
+
+    /// Every bulkhead and limit in use, for figures.
+    pub(crate) fn bulkheads(&self) -> Vec<(ServiceId, String, Option<SocketAddr>, Arc<Bulkhead>)> {
+        let mut all: Vec<_> = self
+            .bulkheads
+            .iter()
+            .map(|b| {
+                (
+                    b.key().0.clone(),
+                    b.key().1.clone(),
+                    b.key().2,
+                    b.value().clone(),
+                )
+            })
+            .collect();
+        all.sort_by(|a, b| (&a.0, &a.1, a.2).cmp(&(&b.0, &b.1, b.2)));
+        all
+    }
+
+    /// Every retry budget, for figures.
+    pub(crate) fn budgets(&self) -> Vec<(ServiceId, String, Arc<Budget>)> {
+        let mut all: Vec<_> = self
+            .budgets
+            .iter()
+            .map(|b| (b.key().0.clone(), b.key().1.clone(), b.value().clone()))
+            .collect();
+        all.sort_by(|a, b| (&a.0, &a.1).cmp(&(&b.0, &b.1)));
+        all
+    }
+
+    /// Every port's counters, ordered.
+    pub(crate) fn ports(&self) -> Vec<(ServiceId, u16, Arc<PortMetrics>)> {
+        let mut all: Vec<_> = self
+            .metrics
+            .iter()
+            .map(|m| (m.key().0.clone(), m.key().1, m.value().clone()))
+            .collect();
+        all.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
+        all
+    }
+
+    /// Forgets what nobody holds but this registry: call it after the old
+    /// snapshot is gone. What a request in flight still holds stays until the
+    /// next sweep.
+    pub(crate) fn sweep(&self) {
+        self.breakers.retain(|_, b| Arc::strong_count(b) > 1);
+        self.budgets.retain(|_, b| Arc::strong_count(b) > 1);
+        self.bulkheads.retain(|_, b| Arc::strong_count(b) > 1);
+        self.loads.retain(|_, l| Arc::strong_count(l) > 1);
+        self.metrics.retain(|_, m| Arc::strong_count(m) > 1);
+    }
+}
+
+/// No guard of the map leaves this function.
+fn get_or_insert<K: Eq + Hash, T>(
+    map: &DashMap<K, Arc<T>>,
+    key: K,
+    make: impl FnOnce() -> Arc<T>,
+) -> Arc<T> {
+    map.entry(key).or_insert_with(make).value().clone()
+}

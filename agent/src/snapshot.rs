@@ -1,0 +1,304 @@
+//! The configuration in force: services with their policies, endpoints and
+//! machines, immutable once published. Workers read it through one `ArcSwap`;
+//! a request keeps the one that it began with.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use weir_resilience::balance::Load;
+use weir_resilience::breaker::Breaker;
+use weir_resilience::budget::Budget;
+use weir_resilience::bulkhead::Bulkhead;
+use weir_resilience::config;
+use weir_resilience::config::ServiceId;
+
+use crate::metrics::PortMetrics;
+use crate::registry::{Moment, Registry};
+
+/// Everything that is enforced at one moment.
+#[derive(Default)]
+pub(crate) struct Snapshot {
+    /// Ordered by identity.
+    pub(crate) services: Vec<Arc<Service>>,
+    by_id: HashMap<ServiceId, usize>,
+    /// Names that have exactly one service; `None` where several share it.
+    by_name: HashMap<String, Option<usize>>,
+}
+
+/// One service.
+pub(crate) struct Service {
+    pub(crate) id: ServiceId,
+    pub(crate) label: Arc<str>,
+    pub(crate) ports: Vec<Port>,
+    /// Every breaker of its policies, each key once.
+    pub(crate) breakers: Vec<NamedBreaker>,
+}
+
+/// A breaker and what reports say about it.
+#[derive(Clone)]
+pub(crate) struct NamedBreaker {
+    pub(crate) key: Arc<str>,
+    pub(crate) shadow: bool,
+    pub(crate) machine: Arc<Breaker>,
+}
+
+/// One port of a service, ready for requests.
+pub(crate) struct Port {
+    pub(crate) number: u16,
+    pub(crate) protocol: config::Protocol,
+    pub(crate) listen: Option<SocketAddr>,
+    pub(crate) rules: Rules,
+    pub(crate) routes: Vec<Route>,
+    pub(crate) endpoints: Vec<Endpoint>,
+    pub(crate) metrics: Arc<PortMetrics>,
+}
+
+/// A route with its rules.
+pub(crate) struct Route {
+    pub(crate) matches: Vec<config::Match>,
+    pub(crate) idempotent: bool,
+    pub(crate) rules: Rules,
+}
+
+/// A policy and the machines that carry it out. Machines outlive the snapshot:
+/// the same key finds the same machine.
+pub(crate) struct Rules {
+    pub(crate) timeouts: Option<config::Timeouts>,
+    pub(crate) retries: Option<(config::Retries, Arc<Budget>)>,
+    pub(crate) breaker: Option<(BreakerRules, Arc<Breaker>)>,
+    pub(crate) caller_bulkheads: Vec<Partition>,
+    pub(crate) destination_bulkheads: Vec<PartitionPerEndpoint>,
+    pub(crate) shedding: Option<Shedding>,
+}
+
+/// What a request needs of a breaker's configuration.
+pub(crate) struct BreakerRules {
+    pub(crate) key: Arc<str>,
+    pub(crate) failure_on: config::FailureOn,
+    pub(crate) mode: config::Mode,
+}
+
+/// One partition of callers, caller's side.
+pub(crate) struct Partition {
+    pub(crate) name: Arc<str>,
+    pub(crate) config: config::Bulkhead,
+    pub(crate) machine: Arc<Bulkhead>,
+}
+
+/// One partition of callers, with a machine for each endpoint.
+pub(crate) struct PartitionPerEndpoint {
+    pub(crate) name: Arc<str>,
+    pub(crate) config: config::Bulkhead,
+    /// In the order of [`Port::endpoints`].
+    pub(crate) machines: Vec<Arc<Bulkhead>>,
+}
+
+/// The most requests at one endpoint.
+pub(crate) struct Shedding {
+    pub(crate) max: u32,
+    pub(crate) mode: config::Mode,
+    /// In the order of [`Port::endpoints`].
+    pub(crate) machines: Vec<Arc<Bulkhead>>,
+}
+
+/// One place where requests go.
+pub(crate) struct Endpoint {
+    pub(crate) address: SocketAddr,
+    pub(crate) load: Arc<Load>,
+}
+
+impl Snapshot {
+    pub(crate) fn new(services: Vec<Arc<Service>>) -> Snapshot {
+        let mut by_id = HashMap::with_capacity(services.len());
+        let mut by_name = HashMap::new();
+        for (index, service) in services.iter().enumerate() {
+            by_id.insert(service.id.clone(), index);
+            by_name
+                .entry(service.id.name.clone())
+                .and_modify(|found| *found = None)
+                .or_insert(Some(index));
+            for suffix in ["", ".svc", ".svc.cluster.local"] {
+                by_name.insert(
+                    format!("{}.{}{suffix}", service.id.name, service.id.namespace),
+                    Some(index),
+                );
+            }
+        }
+        Snapshot {
+            services,
+            by_id,
+            by_name,
+        }
+    }
+
+    /// The place of a service, by its identity.
+    pub(crate) fn find(&self, id: &ServiceId) -> Option<usize> {
+        self.by_id.get(id).copied()
+    }
+
+    /// The place of the service that a caller means by `host`: `payments`
+    /// where only one namespace has it, `payments.shop`,
+    /// `payments.shop.svc`, `payments.shop.svc.cluster.local`. The error says
+    /// what could be meant.
+    pub(crate) fn resolve(&self, host: &str) -> Result<usize, String> {
+        let lower = host.to_ascii_lowercase();
+        match self.by_name.get(lower.trim_end_matches('.')) {
+            Some(Some(index)) => Ok(*index),
+            Some(None) => Err(format!(
+                "several namespaces have one: write {host}.<namespace>"
+            )),
+            None => {
+                let known: Vec<_> = self
+                    .services
+                    .iter()
+                    .take(8)
+                    .map(|s| format!("{}.{}", s.id.name, s.id.namespace))
+                    .collect();
+                let more = self.services.len().saturating_sub(known.len());
+                Err(match (known.is_empty(), more) {
+                    (true, _) => "this agent has no service yet".into(),
+                    (_, 0) => format!("there are {}", known.join(", ")),
+                    _ => format!("there are {} and {more} more", known.join(", ")),
+                })
+            }
+        }
+    }
+}
+
+impl Service {
+    /// Puts a service together; machines come from the registry, which keeps
+    /// their state from the snapshot before.
+    pub(crate) fn build(
+        config: &config::Service,
+        endpoints: Option<&config::Endpoints>,
+        registry: &Registry,
+        moment: Moment,
+    ) -> Service {
+        let ports = config.ports.iter().map(|port| {
+            let places: &[config::Endpoint] = endpoints
+                .and_then(|e| e.ports.iter().find(|(number, _)| *number == port.number))
+                .map_or(&[], |(_, places)| places);
+            let rules =
+                |policy: &config::Policy| rules(&config.id, policy, places, registry, moment);
+            Port {
+                number: port.number.get(),
+                protocol: port.protocol,
+                listen: port.listen,
+                rules: rules(&port.policy),
+                routes: port
+                    .routes
+                    .iter()
+                    .map(|route| Route {
+                        matches: route.matches.clone(),
+                        idempotent: route.idempotent,
+                        rules: rules(&route.policy),
+                    })
+                    .collect(),
+                endpoints: places
+                    .iter()
+                    .map(|e| Endpoint {
+                        address: e.address,
+                        load: registry.load(&config.id, e.address),
+                    })
+                    .collect(),
+                metrics: registry.metrics(&config.id, port.number.get()),
+            }
+        });
+        let ports: Vec<Port> = ports.collect();
+        let mut breakers: Vec<NamedBreaker> = Vec::new();
+        let rules = ports
+            .iter()
+            .flat_map(|p| std::iter::once(&p.rules).chain(p.routes.iter().map(|r| &r.rules)));
+        for (of, machine) in rules.filter_map(|r| r.breaker.as_ref()) {
+            if breakers.iter().all(|known| known.key != of.key) {
+                let shadow = of.mode == config::Mode::Shadow;
+                breakers.push(NamedBreaker {
+                    key: of.key.clone(),
+                    shadow,
+                    machine: machine.clone(),
+                });
+            }
+        }
+        Service {
+            id: config.id.clone(),
+            label: config.id.to_string().into(),
+            ports,
+            breakers,
+        }
+    }
+
+    pub(crate) fn port(&self, number: u16) -> Option<usize> {
+        self.ports.iter().position(|p| p.number == number)
+    }
+}
+
+impl Port {
+    /// The rules of a route, or of what no route matches.
+    pub(crate) fn rules_of(&self, route: Option<usize>) -> &Rules {
+        route.map_or(&self.rules, |r| &self.routes[r].rules)
+    }
+}
+
+fn rules(
+    id: &ServiceId,
+    policy: &config::Policy,
+    places: &[config::Endpoint],
+    registry: &Registry,
+    moment: Moment,
+) -> Rules {
+    let per_endpoint = |key: &str, max: u32, queue: u32, wait| -> Vec<Arc<Bulkhead>> {
+        places
+            .iter()
+            .map(|e| registry.bulkhead(id, key, Some(e.address), max, queue, wait))
+            .collect()
+    };
+    Rules {
+        timeouts: policy.timeouts,
+        retries: policy
+            .retries
+            .as_ref()
+            .map(|r| (r.clone(), registry.budget(id, &r.key, &r.budget, moment))),
+        breaker: policy.breaker.as_ref().map(|b| {
+            let rules = BreakerRules {
+                key: b.key.as_str().into(),
+                failure_on: b.failure_on.clone(),
+                mode: b.mode,
+            };
+            (rules, registry.breaker(id, b, moment))
+        }),
+        caller_bulkheads: policy
+            .caller_bulkheads
+            .iter()
+            .map(|b| Partition {
+                name: b.name.as_str().into(),
+                config: b.clone(),
+                machine: registry.bulkhead(
+                    id,
+                    &b.key,
+                    None,
+                    b.max_concurrent.get(),
+                    b.max_queue,
+                    b.max_wait,
+                ),
+            })
+            .collect(),
+        destination_bulkheads: policy
+            .destination_bulkheads
+            .iter()
+            .map(|b| PartitionPerEndpoint {
+                name: b.name.as_str().into(),
+                config: b.clone(),
+                machines: per_endpoint(&b.key, b.max_concurrent.get(), b.max_queue, b.max_wait),
+            })
+            .collect(),
+        shedding: policy.shedding.as_ref().and_then(|s| {
+            let max = s.max_concurrency?.get();
+            Some(Shedding {
+                max,
+                mode: s.mode,
+                machines: per_endpoint(&s.key, max, 0, None),
+            })
+        }),
+    }
+}

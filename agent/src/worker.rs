@@ -1,0 +1,356 @@
+//! A worker: a thread with a runtime, listeners, connections and upstream pools
+//! of its own. Nothing on a request's way is shared with another worker but
+//! the published snapshot and the machines in it.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::net::TcpListener as StdListener;
+use std::net::TcpStream as StdStream;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::task::Waker;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{JoinHandle, LocalSet};
+use weir_resilience::config::ServiceId;
+
+use crate::buffer::Spare;
+use crate::clock::Clock;
+use crate::connection;
+use crate::h1::pool::Pool;
+use crate::h2::pool::Pool as H2Pool;
+use crate::pipeline::Held;
+use crate::snapshot::Snapshot;
+
+/// While draining, a listener is kept until nobody has knocked for this long.
+const QUIET: Duration = Duration::from_millis(50);
+/// How often idle upstream connections are looked at.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// What a listener's callers want.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Target {
+    /// One port of one service.
+    Port(ServiceId, u16),
+    /// Whatever the request names.
+    Named,
+}
+
+/// What the control thread tells a worker.
+pub(crate) enum Command {
+    /// Accept on this listener from now on.
+    Listen(u64, StdListener, Target),
+    /// Stop accepting on it.
+    Close(u64),
+    /// A connection that another worker accepted.
+    Take(StdStream, Target),
+    /// A new snapshot is published; drop the old one.
+    Refresh,
+    /// Stop accepting and finish what is under way. Answered once every
+    /// listener is closed.
+    Drain(oneshot::Sender<()>),
+}
+
+/// What all workers share.
+pub(crate) struct Shared {
+    pub(crate) snapshot: ArcSwap<Snapshot>,
+    /// Connections per worker.
+    pub(crate) loads: Vec<Load>,
+    /// Upstream connections that idle, per worker.
+    pub(crate) idle: Vec<AtomicUsize>,
+    /// Connections that ended because a task panicked.
+    pub(crate) panics: AtomicUsize,
+    /// Requests that named no service.
+    unrouted: AtomicUsize,
+}
+
+impl Shared {
+    pub(crate) fn new(workers: usize) -> Shared {
+        Shared {
+            snapshot: ArcSwap::from_pointee(Snapshot::default()),
+            loads: (0..workers).map(|_| Load::default()).collect(),
+            idle: (0..workers).map(|_| AtomicUsize::new(0)).collect(),
+            panics: AtomicUsize::new(0),
+            unrouted: AtomicUsize::new(0),
+        }
+    }
+
+    /// Counts a request that named no service.
+    pub(crate) fn unrouted(&self) {
+        self.unrouted.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn unrouted_total(&self) -> usize {
+        self.unrouted.load(Relaxed)
+    }
+}
+
+/// A number alone on its cache line.
+#[derive(Default)]
+#[repr(align(128))]
+pub(crate) struct Load(pub(crate) AtomicUsize);
+
+/// One worker, as its connections see it.
+pub(crate) struct Worker {
+    pub(crate) index: usize,
+    pub(crate) clock: Clock,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) spare: RefCell<Spare>,
+    pub(crate) pool: RefCell<Pool>,
+    pub(crate) h2_pool: RefCell<H2Pool>,
+    held: RefCell<Held>,
+    peers: Vec<mpsc::UnboundedSender<Command>>,
+    drain: watch::Sender<bool>,
+    /// Tasks to wake when draining begins, by connection.
+    wakers: RefCell<HashMap<u64, Waker>>,
+    next_connection: Cell<u64>,
+}
+
+impl Worker {
+    /// The snapshot in force.
+    pub(crate) fn snapshot(&self) -> Held {
+        let current = self.shared.snapshot.load();
+        let mut held = self.held.borrow_mut();
+        if !Arc::ptr_eq(&current, &held) {
+            *held = Rc::new(Arc::clone(&current));
+        }
+        held.clone()
+    }
+
+    /// Whether connections should end after what they are doing.
+    pub(crate) fn draining(&self) -> bool {
+        *self.drain.borrow()
+    }
+
+    /// Randomness for the machines.
+    pub(crate) fn random(&self) -> u64 {
+        fastrand::u64(..)
+    }
+
+    /// Has the connection's task woken when draining begins.
+    pub(crate) fn wake_on_drain(&self, connection: u64, waker: &Waker) {
+        let mut wakers = self.wakers.borrow_mut();
+        match wakers.get_mut(&connection) {
+            Some(known) => known.clone_from(waker),
+            None => {
+                wakers.insert(connection, waker.clone());
+            }
+        }
+    }
+
+    fn load(&self) -> &AtomicUsize {
+        &self.shared.loads[self.index].0
+    }
+
+    /// Another worker that has clearly less to do: this one is above 1.5 times
+    /// the mean. With few connections chance alone would leave workers idle.
+    fn less_loaded(&self) -> Option<usize> {
+        let loads: Vec<usize> = self
+            .shared
+            .loads
+            .iter()
+            .map(|l| l.0.load(Relaxed))
+            .collect();
+        let mine = loads[self.index] + 1;
+        let sum = loads.iter().sum::<usize>() + 1;
+        if mine * loads.len() * 2 <= sum * 3 {
+            return None;
+        }
+        (0..loads.len())
+            .min_by_key(|i| loads[*i])
+            .filter(|i| *i != self.index)
+    }
+
+    /// Serves a connection here, in a task of its own. It is counted in
+    /// [`Shared::loads`] already.
+    fn serve(self: &Rc<Worker>, io: TcpStream, target: Target) {
+        let id = self.next_connection.get();
+        self.next_connection.set(id + 1);
+        let worker = self.clone();
+        tokio::task::spawn_local(async move {
+            let guard = ConnectionGuard {
+                worker: worker.clone(),
+                id,
+            };
+            if io.set_nodelay(true).is_ok() {
+                connection::serve(worker, id, io, target).await;
+            }
+            drop(guard);
+        });
+    }
+}
+
+/// Counts a connection out, also when its task panics.
+struct ConnectionGuard {
+    worker: Rc<Worker>,
+    id: u64,
+}
+
+impl Drop for ConnectionGuard {
+    fn drop(&mut self) {
+        self.worker.load().fetch_sub(1, Relaxed);
+        self.worker.wakers.borrow_mut().remove(&self.id);
+        if std::thread::panicking() {
+            self.worker.shared.panics.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+/// The workers' command channels.
+pub(crate) type Commands = Vec<mpsc::UnboundedSender<Command>>;
+
+/// Starts the workers. Each ends once its channel is closed and its
+/// connections have ended, or when `stop` says so.
+pub(crate) fn start(
+    shared: &Arc<Shared>,
+    clock: Clock,
+) -> std::io::Result<(
+    Commands,
+    Vec<std::thread::JoinHandle<()>>,
+    Vec<oneshot::Sender<()>>,
+)> {
+    let (commands, receivers): (Vec<_>, Vec<_>) = shared
+        .loads
+        .iter()
+        .map(|_| mpsc::unbounded_channel())
+        .unzip();
+    let mut threads = Vec::new();
+    let mut stops = Vec::new();
+    for (index, receiver) in receivers.into_iter().enumerate() {
+        let (shared, peers) = (shared.clone(), commands.clone());
+        let (stop, stopped) = oneshot::channel();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let run = move || {
+            let held = Rc::new(shared.snapshot.load_full());
+            let worker = Rc::new(Worker {
+                index,
+                clock,
+                shared,
+                spare: RefCell::default(),
+                pool: RefCell::default(),
+                h2_pool: RefCell::default(),
+                held: RefCell::new(held),
+                peers,
+                drain: watch::Sender::new(false),
+                wakers: RefCell::default(),
+                next_connection: Cell::new(0),
+            });
+            let local = LocalSet::new();
+            local.block_on(&runtime, async {
+                tokio::select! {
+                    () = run(&worker, receiver) => {}
+                    _ = stopped => {}
+                }
+            });
+        };
+        threads.push(
+            std::thread::Builder::new()
+                .name(format!("weir-worker-{index}"))
+                .spawn(run)?,
+        );
+        stops.push(stop);
+    }
+    Ok((commands, threads, stops))
+}
+
+/// Carries out commands; ends when draining is over.
+async fn run(worker: &Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>) {
+    let mut listeners: HashMap<u64, JoinHandle<()>> = HashMap::new();
+    let mut sweep = tokio::time::interval(SWEEP);
+    loop {
+        tokio::select! {
+            command = commands.recv() => match command {
+                None => break,
+                Some(Command::Listen(id, listener, target)) => match TcpListener::from_std(listener) {
+                    Ok(listener) => {
+                        listeners.insert(id, tokio::task::spawn_local(accept(worker.clone(), listener, target)));
+                    }
+                    Err(error) => tracing::error!(%error, "cannot watch a listener"),
+                },
+                Some(Command::Close(id)) => {
+                    if let Some(listener) = listeners.remove(&id) {
+                        listener.abort();
+                    }
+                }
+                Some(Command::Take(io, target)) => {
+                    match TcpStream::from_std(io) {
+                        Ok(io) => worker.serve(io, target),
+                        Err(_) => drop(worker.load().fetch_sub(1, Relaxed)),
+                    }
+                }
+                Some(Command::Refresh) => drop(worker.snapshot()),
+                Some(Command::Drain(closed)) => {
+                    worker.drain.send_replace(true);
+                    for (_, listener) in listeners.drain() {
+                        // Accepts until its queue stays empty.
+                        let _ = listener.await;
+                    }
+                    let _ = closed.send(());
+                    // What was accepted last has had its first poll by now.
+                    for (_, waker) in worker.wakers.borrow_mut().drain() {
+                        waker.wake();
+                    }
+                }
+            },
+            _ = sweep.tick() => {
+                let now = worker.clock.now();
+                worker.pool.borrow_mut().sweep(now);
+                worker.h2_pool.borrow_mut().sweep(now);
+                let idle = worker.pool.borrow().len();
+                worker.shared.idle[worker.index].store(idle, Relaxed);
+            }
+        }
+    }
+}
+
+/// Accepts on one listener until it is closed, or, while draining, until
+/// nobody has knocked for [`QUIET`].
+async fn accept(worker: Rc<Worker>, listener: TcpListener, target: Target) {
+    let mut drain = worker.drain.subscribe();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = drain.wait_for(|draining| *draining) => break,
+        };
+        take_in(&worker, accepted, &target).await;
+    }
+    while let Ok(accepted) = tokio::time::timeout(QUIET, listener.accept()).await {
+        take_in(&worker, accepted, &target).await;
+    }
+}
+
+async fn take_in(
+    worker: &Rc<Worker>,
+    accepted: std::io::Result<(TcpStream, SocketAddr)>,
+    target: &Target,
+) {
+    match accepted {
+        Ok((io, _)) => {
+            let index = worker.less_loaded().unwrap_or(worker.index);
+            worker.shared.loads[index].0.fetch_add(1, Relaxed);
+            if index == worker.index {
+                worker.serve(io, target.clone());
+                return;
+            }
+            let handed = io
+                .into_std()
+                .map(|io| worker.peers[index].send(Command::Take(io, target.clone())));
+            if !matches!(handed, Ok(Ok(()))) {
+                worker.shared.loads[index].0.fetch_sub(1, Relaxed);
+                tracing::warn!("a connection was lost on its way to another worker");
+            }
+        }
+        // Out of file descriptors or memory: others may free some.
+        Err(error) => {
+            tracing::warn!(%error, "cannot accept");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
