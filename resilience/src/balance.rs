@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn an_endpoint_is_not_tried_twice_while_another_is_left() {
-        for random in (0..100).map(|n| mix(n)) {
+        for random in (0..100).map(mix) {
             assert_eq!(pick(3, |_| 0, &[0, 2], random), Some(1));
             assert_eq!(pick(2, |index| [0, 99][index], &[0], random), Some(1));
         }

@@ -8,10 +8,12 @@ use std::net::SocketAddr;
 use std::num::{NonZeroU16, NonZeroU32};
 use std::time::Duration;
 
+#[cfg(not(loom))]
 mod decode;
 mod matching;
 mod status;
 
+#[cfg(not(loom))]
 pub use decode::{Problem, endpoints, service};
 pub use matching::{
     GrpcMatch, HeaderMatch, HeaderRule, Match, PathMatch, Pattern, PatternError, RequestView,

@@ -14,6 +14,8 @@ pub mod bulkhead;
 pub mod config;
 mod random;
 pub mod retry;
+mod sync;
+mod ticks;
 mod time;
 
 pub use time::Time;

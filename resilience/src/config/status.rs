@@ -4,18 +4,21 @@ use std::fmt;
 
 const FIRST: u16 = 100;
 const LAST: u16 = 599;
-const WORDS: usize = ((LAST - FIRST) as usize / 64) + 1;
 
 /// A set of HTTP statuses, each 100 to 599 (RFC 9110, 15).
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct StatusRanges {
     /// Bit n of the whole stands for status 100 + n.
-    words: [u64; WORDS],
+    words: [u64; StatusRanges::WORDS],
 }
 
 impl StatusRanges {
     /// No status.
-    pub const EMPTY: StatusRanges = StatusRanges { words: [0; WORDS] };
+    pub const EMPTY: StatusRanges = StatusRanges {
+        words: [0; StatusRanges::WORDS],
+    };
+
+    pub(crate) const WORDS: usize = ((LAST - FIRST) as usize / 64) + 1;
 
     /// This set and every status from `first` to `last`, both included.
     /// `None` when the range is empty or leaves 100 to 599.
@@ -32,12 +35,18 @@ impl StatusRanges {
     }
 
     /// Whether `status` is in the set; one outside 100 to 599 never is.
-    pub const fn contains(&self, status: u16) -> bool {
-        if status < FIRST || status > LAST {
-            return false;
-        }
-        let bit = (status - FIRST) as usize;
-        self.words[bit / 64] & (1 << (bit % 64)) != 0
+    pub fn contains(&self, status: u16) -> bool {
+        StatusRanges::bit(status).is_some_and(|(word, mask)| self.words[word] & mask != 0)
+    }
+
+    pub(crate) const fn words(&self) -> [u64; StatusRanges::WORDS] {
+        self.words
+    }
+
+    /// The word and the mask that stand for `status`.
+    pub(crate) fn bit(status: u16) -> Option<(usize, u64)> {
+        let bit = usize::from(status.checked_sub(FIRST)?);
+        (status <= LAST).then(|| (bit / 64, 1 << (bit % 64)))
     }
 
     /// Whether no status is in the set.
@@ -106,6 +115,14 @@ impl GrpcCodes {
     /// Whether no status is in the set.
     pub const fn is_empty(&self) -> bool {
         self.0 == 0
+    }
+
+    pub(crate) const fn bits(&self) -> u32 {
+        self.0
+    }
+
+    pub(crate) const fn from_bits(bits: u32) -> GrpcCodes {
+        GrpcCodes(bits)
     }
 }
 
