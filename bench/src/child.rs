@@ -55,7 +55,7 @@ fn own() -> anyhow::Result<Command> {
 }
 
 impl Child {
-    /// Starts a proxy; what it prints goes to a file in `dir`.
+    /// Starts a proxy in `dir`; what it prints goes to a file there.
     pub(crate) fn start(
         name: &str,
         cpu: usize,
@@ -65,6 +65,7 @@ impl Child {
         let log = dir.join(format!("{name}.log"));
         let out = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
         let process = pinned(cpu, command)?
+            .current_dir(dir)
             .stdout(out.try_clone()?)
             .stderr(out)
             .spawn()

@@ -37,14 +37,17 @@ pub(crate) fn find_all(
             (Peer::Weir, None) => Some(build_weir()?),
             _ => binary_of(peer)?,
         };
-        match binary {
-            Some(binary) => found.push(Contender {
-                peer,
-                version: version_of(peer, &binary)?,
-                binary,
-            }),
-            None => missing.push(peer),
-        }
+        let Some(binary) = binary else {
+            missing.push(peer);
+            continue;
+        };
+        // Each is started in a directory of its own, where a relative path would lead nowhere.
+        let binary = std::path::absolute(binary)?;
+        found.push(Contender {
+            peer,
+            version: version_of(peer, &binary)?,
+            binary,
+        });
     }
     if missing.is_empty() {
         Ok(found)

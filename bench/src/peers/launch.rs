@@ -1,8 +1,14 @@
 //! Running a proxy: its configuration written, its processes started on their cores, ready when it answers.
 
-use std::{ffi::OsString, fs, net::SocketAddr, path::Path};
+use std::{
+    ffi::{OsStr, OsString},
+    fs,
+    net::SocketAddr,
+    path::Path,
+};
 
 use anyhow::Context as _;
+use tempfile::TempDir;
 
 use super::{Contender, Peer};
 use crate::{
@@ -16,8 +22,11 @@ pub(crate) struct Running {
     /// The process whose CPU time and memory count.
     pub(crate) proxy: Child,
     /// Processes that it needs beside it and that no request passes through.
-    pub(crate) beside: Vec<Child>,
+    beside: Vec<Child>,
     pub(crate) address: SocketAddr,
+    /// Configuration, logs and state, of this start alone: nothing is left over from the round before. Declared last,
+    /// so that it goes when the processes are gone.
+    _files: TempDir,
 }
 
 impl Running {
@@ -31,7 +40,7 @@ impl Running {
     }
 }
 
-/// Starts `contender` before `upstream`, with room for `connections`; its files go to `dir`.
+/// Starts `contender` before `upstream`, with room for `connections`; its files go into `dir`.
 pub(crate) async fn launch(
     contender: &Contender,
     cores: Cores,
@@ -40,80 +49,54 @@ pub(crate) async fn launch(
     dir: &Path,
 ) -> anyhow::Result<Running> {
     let name = contender.peer.name();
-    let words = |words: &[&str]| -> Vec<OsString> {
-        std::iter::once(contender.binary.clone().into_os_string())
-            .chain(words.iter().map(OsString::from))
+    let files =
+        TempDir::with_prefix_in(format!("{name}-"), dir).context("no directory for its files")?;
+    let dir = files.path();
+    // Every process runs in its own directory, so that no argument holds a path, nor a space.
+    let words = |arguments: &str| -> Vec<OsString> {
+        std::iter::once(contender.binary.as_os_str())
+            .chain(arguments.split_whitespace().map(OsStr::new))
+            .map(OsStr::to_owned)
             .collect()
     };
     let [listen, grpc, control_admin, agent_admin] = free_addresses()?;
-    let config = dir.join(format!("{name}.yaml"));
-    if let Some(template) = template(contender.peer) {
-        let text = fill(template, listen, upstream, connections, dir);
-        fs::write(&config, text).with_context(|| format!("cannot write {}", config.display()))?;
+    if let Some((file, template)) = template(contender.peer) {
+        let file = dir.join(file);
+        file.parent().map_or(Ok(()), fs::create_dir_all)?;
+        let text = fill(template, listen, upstream, connections);
+        fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
     }
-    let config = config.display().to_string();
     let mut beside = Vec::new();
     let command = match contender.peer {
         Peer::Relay => {
-            let command = words(&["relay", "--upstream", &upstream.to_string()]);
+            let command = words(&format!("relay --upstream {upstream}"));
             let (mut proxy, address) = Child::start_part(name, cores.proxy, &command, dir).await?;
             proxy.ready(address).await?;
             return Ok(Running {
                 proxy,
                 beside,
                 address,
+                _files: files,
             });
         }
-        Peer::Haproxy => words(&["-db", "-f", &config]),
-        Peer::Nginx => words(&[
-            "-p",
-            &dir.display().to_string(),
-            "-e",
-            "stderr",
-            "-c",
-            &config,
-        ]),
-        Peer::Envoy => words(&[
-            "-c",
-            &config,
-            "--concurrency",
-            "1",
-            "--disable-hot-restart",
-            "--log-level",
-            "error",
-        ]),
+        Peer::Haproxy => words("-db -f haproxy.cfg"),
+        Peer::Nginx => words("-p ./ -e stderr -c nginx.conf"),
+        Peer::Envoy => {
+            words("-c envoy.yaml --concurrency 1 --disable-hot-restart --log-level error")
+        }
         Peer::Weir => {
-            let state = dir.join("state").display().to_string();
-            let (grpc, control_admin) = (grpc.to_string(), control_admin.to_string());
             // A process of its own, so that the figures are the agent's alone.
-            let control = words(&[
-                "control-plane",
-                "-f",
-                &config,
-                "--grpc",
-                &grpc,
-                "--admin",
-                &control_admin,
-            ]);
+            let control =
+                format!("control-plane -f manifests --grpc {grpc} --admin {control_admin}");
             beside.push(Child::start(
                 "weir-control-plane",
                 cores.rest,
-                &control,
+                &words(&control),
                 dir,
             )?);
-            let (from, admin) = (format!("http://{grpc}"), agent_admin.to_string());
-            let agent = [
-                "agent",
-                "--control-plane",
-                &from,
-                "--node",
-                "bench",
-                "--workers",
-                "1",
-                "--admin",
-                &admin,
-            ];
-            words(&[&agent[..], &["--state-dir", &state]].concat())
+            words(&format!(
+                "agent --control-plane http://{grpc} --node bench --workers 1 --admin {agent_admin} --state-dir state"
+            ))
         }
     };
     let mut proxy = Child::start(name, cores.proxy, &command, dir)?;
@@ -126,27 +109,25 @@ pub(crate) async fn launch(
         proxy,
         beside,
         address: listen,
+        _files: files,
     })
 }
 
-/// The peer's configuration; the relay has none.
-fn template(peer: Peer) -> Option<&'static str> {
+/// The file that the peer reads, and what is in it; the relay reads none.
+fn template(peer: Peer) -> Option<(&'static str, &'static str)> {
     match peer {
         Peer::Relay => None,
-        Peer::Weir => Some(include_str!("../../configs/weir.yaml")),
-        Peer::Haproxy => Some(include_str!("../../configs/haproxy.cfg")),
-        Peer::Nginx => Some(include_str!("../../configs/nginx.conf")),
-        Peer::Envoy => Some(include_str!("../../configs/envoy.yaml")),
+        Peer::Weir => Some((
+            "manifests/weir.yaml",
+            include_str!("../../configs/weir.yaml"),
+        )),
+        Peer::Haproxy => Some(("haproxy.cfg", include_str!("../../configs/haproxy.cfg"))),
+        Peer::Nginx => Some(("nginx.conf", include_str!("../../configs/nginx.conf"))),
+        Peer::Envoy => Some(("envoy.yaml", include_str!("../../configs/envoy.yaml"))),
     }
 }
 
-fn fill(
-    template: &str,
-    listen: SocketAddr,
-    upstream: SocketAddr,
-    connections: u16,
-    dir: &Path,
-) -> String {
+fn fill(template: &str, listen: SocketAddr, upstream: SocketAddr, connections: u16) -> String {
     [
         ("@LISTEN@", listen.to_string()),
         ("@LISTEN_HOST@", listen.ip().to_string()),
@@ -155,7 +136,6 @@ fn fill(
         ("@UPSTREAM_HOST@", upstream.ip().to_string()),
         ("@UPSTREAM_PORT@", upstream.port().to_string()),
         ("@CONNECTIONS@", connections.to_string()),
-        ("@DIR@", dir.display().to_string()),
     ]
     .into_iter()
     .fold(template.to_owned(), |text, (placeholder, value)| {
@@ -170,8 +150,8 @@ mod tests {
     #[test]
     fn no_placeholder_is_left_in_any_configuration() {
         let [listen, upstream] = free_addresses().unwrap();
-        for template in Peer::ALL.into_iter().filter_map(template) {
-            let text = fill(template, listen, upstream, 64, Path::new("/tmp/x"));
+        for (_, template) in Peer::ALL.into_iter().filter_map(template) {
+            let text = fill(template, listen, upstream, 64);
             let names = |word: &&str| {
                 word.len() > 2 && word.chars().all(|c| c.is_ascii_uppercase() || c == '_')
             };
