@@ -233,9 +233,8 @@ fn test(run: &mut Run<'_>) -> anyhow::Result<Outcome> {
 }
 
 fn loom(run: &mut Run<'_>) -> anyhow::Result<Outcome> {
-    // A flag of its own, and not `loom`, under which tokio (which comes with the wire) leaves out its sockets.
     let flags = format!(
-        "{} --cfg weir_loom",
+        "{} --cfg loom",
         std::env::var("RUSTFLAGS").unwrap_or_default()
     );
     let mut tests = cargo(run.root);

@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, anyhow};
 
 use crate::process;
 
@@ -110,9 +110,11 @@ impl Tool {
         }
     }
 
+    /// The package to install, for it or as what it is made from.
     fn package(&self) -> Option<&'static str> {
         match self.source {
             Source::Apt { package } => Some(package),
+            Source::Python if python_with_venv().is_none() => Some("python3-venv"),
             Source::Crate { .. } | Source::Python => None,
         }
     }
@@ -155,7 +157,7 @@ impl Tool {
     fn get(&self, root: &Path, cache: &Path) -> anyhow::Result<()> {
         let home = self.home(cache);
         match self.source {
-            // All of them in one go: see `Tools::get`.
+            // Packages come before all else, in one go: see `Tools::get`.
             Source::Apt { .. } => Ok(()),
             Source::Crate { version } => {
                 let build = cache.join(format!("build-{}", self.name));
@@ -182,7 +184,8 @@ impl Tool {
                 installed
             }
             Source::Python => {
-                let python = python_with_venv()?;
+                let python = python_with_venv()
+                    .context("no python3 here can make environments: get Debian's python3-venv")?;
                 if home.exists() {
                     fs::remove_dir_all(&home)?;
                 }
@@ -217,23 +220,13 @@ fn python_can(python: impl AsRef<OsStr>, what: &str) -> bool {
 }
 
 /// A Python that can make environments: Debian's cannot until `python3-venv` is there.
-fn python_with_venv() -> anyhow::Result<PathBuf> {
-    let usable = || {
-        let candidates = on_path("python3")
-            .into_iter()
-            .chain([PathBuf::from("/usr/bin/python3")]);
-        candidates
-            .into_iter()
-            .find(|python| python_can(python, "import venv, ensurepip"))
-    };
-    if let Some(python) = usable() {
-        return Ok(python);
-    }
-    if !may_apt() {
-        bail!("no python3 here can make environments: sudo apt-get install python3-venv");
-    }
-    apt_install(&["python3-venv"])?;
-    usable().context("python3 cannot make environments, even with Debian's python3-venv")
+fn python_with_venv() -> Option<PathBuf> {
+    let candidates = on_path("python3")
+        .into_iter()
+        .chain([PathBuf::from("/usr/bin/python3")]);
+    candidates
+        .into_iter()
+        .find(|python| python_can(python, "import venv, ensurepip"))
 }
 
 /// Whether packages can be installed without asking: as root, on Debian or Ubuntu.
@@ -351,13 +344,10 @@ impl Tools {
             )),
         };
         for &tool in needed {
-            let got = match tool.package() {
-                Some(_) => installed
-                    .as_ref()
-                    .map_err(|error| format!("{error:#}"))
-                    .copied(),
-                None if tool.find(&cache).is_some() => Ok(()),
-                None => tool.get(root, &cache).map_err(|error| format!("{error:#}")),
+            let got = match (tool.find(&cache), &installed) {
+                (Some(_), _) => Ok(()),
+                (None, Err(error)) if tool.package().is_some() => Err(format!("{error:#}")),
+                (None, _) => tool.get(root, &cache).map_err(|error| format!("{error:#}")),
             };
             match tool.find(&cache) {
                 Some(place) => {
