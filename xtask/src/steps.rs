@@ -264,8 +264,7 @@ fn demo(run: &mut Run<'_>) -> anyhow::Result<Outcome> {
     demo.current_dir(run.root)
         .args(["demo", "--seconds", "20"])
         .stdin(Stdio::null());
-    process::watch(&mut demo, Duration::from_secs(120), |_| {})?;
-    Ok(Outcome::Good)
+    shows_something(&mut demo, Duration::from_secs(120))
 }
 
 fn bench(run: &mut Run<'_>) -> anyhow::Result<Outcome> {
@@ -278,7 +277,16 @@ fn bench(run: &mut Run<'_>) -> anyhow::Result<Outcome> {
         bench.env("PATH", std::env::join_paths(path)?);
     }
     bench.current_dir(run.root).stdin(Stdio::null());
-    process::watch(&mut bench, Duration::from_secs(15 * 60), |_| {})?;
+    shows_something(&mut bench, Duration::from_secs(15 * 60))
+}
+
+/// Runs a program that is there to be read: one that ends well without a word has shown nothing.
+fn shows_something(program: &mut Command, limit: Duration) -> anyhow::Result<Outcome> {
+    let mut lines = 0_u64;
+    process::watch(program, limit, |_| lines += 1)?;
+    if lines == 0 {
+        bail!("it printed nothing");
+    }
     Ok(Outcome::Good)
 }
 
