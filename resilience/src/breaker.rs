@@ -182,6 +182,7 @@ impl Breaker {
     ///
     /// A permit of an earlier epoch changes nothing. `random` spreads the time
     /// that the breaker stays open, should it open now.
+    #[allow(clippy::needless_pass_by_value)] // It is used up.
     pub fn record(&self, shard: usize, permit: Permit, now: Time, random: u64, outcome: &Outcome) {
         let Permit { epoch, .. } = permit;
         let tick = self.window.tick(now);
@@ -211,6 +212,7 @@ impl Breaker {
 
     /// The request of `permit` ended without a word about the destination: the
     /// caller left, or Weir refused it. A probe's slot comes back.
+    #[allow(clippy::needless_pass_by_value)] // It is used up.
     pub fn release(&self, permit: Permit, _now: Time) {
         let Permit { epoch, probe } = permit;
         if probe {

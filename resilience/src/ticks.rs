@@ -24,6 +24,11 @@ impl Tick {
         self.life << 40 | (self.number & ((1 << 40) - 1))
     }
 
+    /// The same in 44 bits, for counters that share a word with it.
+    const fn short_tag(self) -> u64 {
+        (self.life & 0xfff) << 32 | (self.number & 0xffff_ffff)
+    }
+
     /// Where its counter stands among `slots`.
     pub(crate) const fn slot(self, slots: usize) -> usize {
         (self.number % slots as u64) as usize
@@ -135,4 +140,54 @@ impl<const WORDS: usize> Tally<WORDS> {
 /// Adds to a word that only this thread writes: no locked instruction.
 pub(crate) fn add(word: &AtomicU64, count: u64) {
     word.store(word.load(Ordering::Relaxed) + count, Ordering::Relaxed);
+}
+
+const COUNT_BITS: u32 = 20;
+const COUNT_MASK: u64 = (1 << COUNT_BITS) - 1;
+
+/// Counts of the last `SLOTS` ticks that many threads write: tag and count in
+/// one word each, at most a million a tick.
+#[derive(Debug)]
+pub(crate) struct Shared<const SLOTS: usize>([AtomicU64; SLOTS]);
+
+impl<const SLOTS: usize> Default for Shared<SLOTS> {
+    fn default() -> Self {
+        Shared(std::array::from_fn(|_| AtomicU64::new(0)))
+    }
+}
+
+impl<const SLOTS: usize> Shared<SLOTS> {
+    /// The sum of `tick` and those before it.
+    pub(crate) fn sum(&self, tick: Tick) -> u64 {
+        let count = |tick: Tick| count_of(tick, self.0[tick.slot(SLOTS)].load(Ordering::Acquire));
+        tick.last(SLOTS as u64).map(count).sum()
+    }
+
+    /// Counts one more in `tick`, if `allowed` when no other thread has counted
+    /// one there meanwhile.
+    pub(crate) fn add_if(&self, tick: Tick, mut allowed: impl FnMut() -> bool) -> bool {
+        let slot = &self.0[tick.slot(SLOTS)];
+        loop {
+            let bits = slot.load(Ordering::Acquire);
+            let count = count_of(tick, bits);
+            if count == COUNT_MASK || !allowed() {
+                return false;
+            }
+            let new = tick.short_tag() << COUNT_BITS | (count + 1);
+            if slot
+                .compare_exchange(bits, new, Ordering::AcqRel, Ordering::Relaxed)
+                .is_ok()
+            {
+                return true;
+            }
+        }
+    }
+}
+
+fn count_of(tick: Tick, bits: u64) -> u64 {
+    if bits >> COUNT_BITS == tick.short_tag() {
+        bits & COUNT_MASK
+    } else {
+        0
+    }
 }
