@@ -148,12 +148,16 @@ fn on_path(name: &str) -> Option<PathBuf> {
 
 /// Where the wheel with Envoy in it is unpacked.
 fn envoy_directory() -> anyhow::Result<PathBuf> {
-    let cache = env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .filter(|path| path.is_absolute())
-        .or_else(|| Some(env::home_dir()?.join(".cache")))
-        .context("no home directory: set XDG_CACHE_HOME to a directory for downloads")?;
-    Ok(cache.join("weir/envoy"))
+    let set = |name| {
+        env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    let cache = set("WEIR_CACHE")
+        .or_else(|| Some(set("XDG_CACHE_HOME")?.join("weir")))
+        .or_else(|| Some(env::home_dir()?.join(".cache/weir")))
+        .context("say where downloads may be kept: WEIR_CACHE=DIRECTORY")?;
+    Ok(cache.join("envoy"))
 }
 
 /// Builds `weir` as cargo would for a user, and finds it by what cargo says.

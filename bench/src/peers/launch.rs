@@ -10,7 +10,7 @@ use std::{
 use anyhow::Context as _;
 use tempfile::TempDir;
 
-use super::{Contender, Peer};
+use super::{Contender, Peer, enforced::enforced};
 use crate::{
     child::{Child, free_addresses},
     parts::pin::Cores,
@@ -100,7 +100,11 @@ pub(crate) async fn launch(
         }
     };
     let mut proxy = Child::start(name, cores.proxy, &command, dir)?;
-    if let Err(error) = proxy.ready(listen).await {
+    let mut ready = proxy.ready(listen).await;
+    if ready.is_ok() && contender.peer == Peer::Weir {
+        ready = enforced(control_admin).await;
+    }
+    if let Err(error) = ready {
         // If what it needs has ended, that is the cause.
         beside.iter_mut().try_for_each(Child::check)?;
         return Err(error);

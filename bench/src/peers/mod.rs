@@ -1,6 +1,7 @@
 //! The proxies compared: what each is called, where it is found, and how it is run. Their configuration lies in
 //! `bench/configs`, one file each, with placeholders between `@`.
 
+mod enforced;
 pub(crate) mod find;
 pub(crate) mod launch;
 
