@@ -5,6 +5,10 @@ use std::time::Duration;
 use crate::backoff;
 use crate::config::Retries;
 
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests;
+
 /// How a try failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {

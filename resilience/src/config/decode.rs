@@ -16,6 +16,8 @@ use super::{Endpoint, Endpoints, Policy, Port, Protocol, Route, Service, Service
 mod matches;
 mod sections;
 mod shared;
+#[cfg(test)]
+mod tests;
 
 /// Ports of one service.
 const MAX_PORTS: usize = 256;

@@ -5,6 +5,9 @@ use std::hash::{Hash, Hasher};
 
 use regex::bytes::{Regex, RegexBuilder};
 
+#[cfg(test)]
+mod tests;
+
 /// What matching looks at of a request.
 pub trait RequestView {
     /// The method as it came, `GET`.
