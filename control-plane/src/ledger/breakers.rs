@@ -1,0 +1,406 @@
+//! How each breaker stands on each node, and over all of them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use weir_proto::v1alpha1 as proto;
+use weir_proto::v1alpha1::{BreakerReason, BreakerState};
+
+/// Breakers that one node may report.
+pub(super) const MAX_BREAKERS: usize = 4_096;
+/// Nodes whose reports are kept.
+const MAX_NODES: usize = 10_000;
+/// Reports of a node that went away count for this long.
+const STALE_AFTER: Duration = Duration::from_secs(30);
+/// Characters of a name, message or token that are kept.
+const MAX_TEXT: usize = 512;
+/// Nodes that a status names.
+const MAX_OPEN_NODES: usize = 20;
+
+/// Names a breaker.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct BreakerId {
+    pub(crate) namespace: String,
+    /// Unique in the namespace, for it begins with the service's name.
+    pub(crate) key: String,
+}
+
+/// One node's word on one breaker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Condition {
+    pub(crate) state: BreakerState,
+    pub(crate) reason: BreakerReason,
+    pub(crate) message: String,
+    pub(crate) since_unix_ms: i64,
+    pub(crate) failure_percent: u32,
+    pub(crate) window_requests: u64,
+    pub(crate) request_rate_milli: u64,
+    pub(crate) rejected_total: u64,
+    pub(crate) shadow: bool,
+    pub(crate) observed_reset: String,
+}
+
+/// All nodes' words on one breaker; the state is the worst.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Aggregate {
+    /// The word of the node that stands for all: of those in the worst state
+    /// the first to be (of closed ones the last).
+    pub(crate) worst: Condition,
+    /// Nodes that report it.
+    pub(crate) total: u32,
+    pub(crate) open: u32,
+    pub(crate) half_open: u32,
+    /// Nodes on which it is not closed, the worst first, at most 20.
+    pub(crate) not_closed: Vec<(String, Condition)>,
+    /// Over all nodes, weighted by their requests.
+    pub(crate) failure_percent: u32,
+    pub(crate) request_rate_milli: u64,
+    pub(crate) rejected_total: u64,
+}
+
+#[derive(Default)]
+struct Reports {
+    /// Counts the streams that reported; the highest is the one that counts.
+    stream: u64,
+    /// When its stream ended, `None` while it is there.
+    ended: Option<Instant>,
+    /// Set until the stream's first report is complete: what it did not name
+    /// by then is gone.
+    named: Option<Vec<BreakerId>>,
+    breakers: HashMap<BreakerId, Condition>,
+}
+
+/// Reports by node. One lock: a report is taken in within microseconds, at most
+/// once a second for each node.
+#[derive(Default)]
+pub(super) struct Breakers {
+    nodes: Mutex<BTreeMap<String, Reports>>,
+}
+
+impl Breakers {
+    fn nodes(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Reports>> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A stream begins to report for `node`. False: too many nodes report.
+    pub(super) fn begin(&self, node: &str, stream: u64) -> bool {
+        let mut nodes = self.nodes();
+        if nodes.len() >= MAX_NODES && !nodes.contains_key(node) {
+            return false;
+        }
+        let reports = nodes.entry(node.to_owned()).or_default();
+        reports.stream = stream;
+        reports.ended = None;
+        reports.named = Some(Vec::new());
+        true
+    }
+
+    /// Takes a report in. False: a newer stream reports for this node.
+    pub(super) fn take(&self, node: &str, stream: u64, request: &proto::ReportRequest) -> bool {
+        let mut nodes = self.nodes();
+        let Some(reports) = nodes
+            .get_mut(node)
+            .filter(|reports| reports.stream == stream)
+        else {
+            return false;
+        };
+        for report in &request.breakers {
+            let Some(id) = breaker_id(report.id.as_ref()) else {
+                continue;
+            };
+            if reports.breakers.len() >= MAX_BREAKERS && !reports.breakers.contains_key(&id) {
+                continue;
+            }
+            if let Some(named) = &mut reports.named
+                && named.len() < MAX_BREAKERS
+            {
+                named.push(id.clone());
+            }
+            reports.breakers.insert(id, condition(report));
+        }
+        for id in &request.removed {
+            if let Some(id) = breaker_id(Some(id)) {
+                reports.breakers.remove(&id);
+            }
+        }
+        if request.complete
+            && let Some(named) = reports.named.take()
+        {
+            let named: std::collections::HashSet<_> = named.into_iter().collect();
+            reports.breakers.retain(|id, _| named.contains(id));
+        }
+        true
+    }
+
+    /// The stream ended.
+    pub(super) fn end(&self, node: &str, stream: u64, now: Instant) {
+        if let Some(reports) = self
+            .nodes()
+            .get_mut(node)
+            .filter(|reports| reports.stream == stream)
+        {
+            reports.ended = Some(now);
+        }
+    }
+
+    /// Drops what is too old; whether anything was, and when to come again.
+    pub(super) fn forget(&self, now: Instant) -> (bool, Option<Instant>) {
+        let mut nodes = self.nodes();
+        let before = nodes.len();
+        nodes.retain(|_, reports| reports.ended.is_none_or(|ended| now < ended + STALE_AFTER));
+        let next = nodes
+            .values()
+            .filter_map(|reports| reports.ended)
+            .min()
+            .map(|ended| ended + STALE_AFTER);
+        (nodes.len() != before, next)
+    }
+
+    pub(super) fn aggregate(&self, id: &BreakerId) -> Option<Aggregate> {
+        let nodes = self.nodes();
+        let mut words: Vec<(&str, &Condition)> = nodes
+            .iter()
+            .filter_map(|(node, reports)| Some((node.as_str(), reports.breakers.get(id)?)))
+            .collect();
+        words.sort_by_key(|(_, word)| {
+            let since = if severity(word.state) == 0 {
+                -word.since_unix_ms
+            } else {
+                word.since_unix_ms
+            };
+            (std::cmp::Reverse(severity(word.state)), since)
+        });
+        let worst = (*words.first()?.1).clone();
+        let count = |states: &[BreakerState]| {
+            u32::try_from(
+                words
+                    .iter()
+                    .filter(|(_, word)| states.contains(&word.state))
+                    .count(),
+            )
+            .unwrap_or(u32::MAX)
+        };
+        let refusing = [BreakerState::Open, BreakerState::ForcedOpen];
+        let requests: u64 = words.iter().map(|(_, word)| word.window_requests).sum();
+        let failures: u64 = words
+            .iter()
+            .map(|(_, word)| word.window_requests * u64::from(word.failure_percent))
+            .sum();
+        Some(Aggregate {
+            total: u32::try_from(words.len()).unwrap_or(u32::MAX),
+            open: count(&refusing),
+            half_open: count(&[BreakerState::HalfOpen]),
+            not_closed: words
+                .iter()
+                .filter(|(_, word)| severity(word.state) > 0)
+                .take(MAX_OPEN_NODES)
+                .map(|(node, word)| ((*node).to_owned(), (*word).clone()))
+                .collect(),
+            failure_percent: match failures.checked_div(requests) {
+                Some(percent) => u32::try_from(percent).unwrap_or(100),
+                None => worst.failure_percent,
+            },
+            request_rate_milli: words.iter().map(|(_, word)| word.request_rate_milli).sum(),
+            rejected_total: words.iter().map(|(_, word)| word.rejected_total).sum(),
+            worst,
+        })
+    }
+}
+
+/// Higher is worse for those who call.
+fn severity(state: BreakerState) -> u8 {
+    match state {
+        BreakerState::ForcedOpen => 4,
+        BreakerState::Open => 3,
+        BreakerState::HalfOpen => 2,
+        BreakerState::ForcedClosed => 1,
+        BreakerState::Closed | BreakerState::Unspecified => 0,
+    }
+}
+
+/// `None` where it names nothing, or more than a name can be.
+pub(super) fn breaker_id(id: Option<&proto::BreakerId>) -> Option<BreakerId> {
+    let id = id?;
+    let named = !id.namespace.is_empty() && !id.key.is_empty();
+    (named && id.namespace.len() <= MAX_TEXT && id.key.len() <= MAX_TEXT).then(|| BreakerId {
+        namespace: id.namespace.clone(),
+        key: id.key.clone(),
+    })
+}
+
+fn condition(report: &proto::BreakerReport) -> Condition {
+    Condition {
+        state: report.state(),
+        reason: report.reason(),
+        message: bounded(&report.message),
+        since_unix_ms: report.since_unix_ms,
+        failure_percent: report.failure_percent.min(100),
+        window_requests: report.window_requests.min(u64::from(u32::MAX)),
+        request_rate_milli: report.request_rate_milli.min(u64::from(u32::MAX) * 1_000),
+        rejected_total: report.rejected_total.min(1 << 53),
+        shadow: report.shadow,
+        observed_reset: bounded(&report.observed_reset),
+    }
+}
+
+pub(super) fn bounded(text: &str) -> String {
+    text.chars().take(MAX_TEXT).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(
+        key: &str,
+        state: BreakerState,
+        since: i64,
+        percent: u32,
+        requests: u64,
+    ) -> proto::BreakerReport {
+        proto::BreakerReport {
+            id: Some(proto::BreakerId {
+                namespace: "shop".into(),
+                service: "payments".into(),
+                key: key.into(),
+            }),
+            state: state.into(),
+            since_unix_ms: since,
+            failure_percent: percent,
+            window_requests: requests,
+            rejected_total: 1,
+            ..Default::default()
+        }
+    }
+
+    fn request(breakers: Vec<proto::BreakerReport>, complete: bool) -> proto::ReportRequest {
+        proto::ReportRequest {
+            breakers,
+            complete,
+            ..Default::default()
+        }
+    }
+
+    fn id() -> BreakerId {
+        BreakerId {
+            namespace: "shop".into(),
+            key: "payments".into(),
+        }
+    }
+
+    #[test]
+    fn the_worst_node_stands_for_all_and_figures_are_pooled() {
+        let breakers = Breakers::default();
+        for (node, state, since, percent, requests) in [
+            ("a", BreakerState::Closed, 1, 0, 300),
+            ("b", BreakerState::Open, 9, 80, 100),
+            ("c", BreakerState::HalfOpen, 5, 0, 0),
+        ] {
+            assert!(breakers.begin(node, 1));
+            assert!(breakers.take(
+                node,
+                1,
+                &request(
+                    vec![report("payments", state, since, percent, requests)],
+                    true
+                )
+            ));
+        }
+        let all = breakers.aggregate(&id()).unwrap();
+        assert_eq!(
+            (all.worst.state, all.worst.since_unix_ms),
+            (BreakerState::Open, 9)
+        );
+        assert_eq!(
+            (
+                all.total,
+                all.open,
+                all.half_open,
+                all.failure_percent,
+                all.rejected_total
+            ),
+            (3, 1, 1, 20, 3)
+        );
+        let nodes: Vec<&str> = all
+            .not_closed
+            .iter()
+            .map(|(node, _)| node.as_str())
+            .collect();
+        assert_eq!(nodes, ["b", "c"]);
+    }
+
+    #[test]
+    fn what_a_complete_first_report_does_not_name_is_gone() {
+        let breakers = Breakers::default();
+        breakers.begin("a", 1);
+        let both = vec![
+            report("payments", BreakerState::Open, 1, 0, 0),
+            report("old", BreakerState::Open, 1, 0, 0),
+        ];
+        breakers.take("a", 1, &request(both, true));
+        breakers.begin("a", 2);
+        breakers.take(
+            "a",
+            2,
+            &request(
+                vec![report("payments", BreakerState::Closed, 2, 0, 0)],
+                true,
+            ),
+        );
+        assert!(
+            breakers
+                .aggregate(&BreakerId {
+                    namespace: "shop".into(),
+                    key: "old".into()
+                })
+                .is_none()
+        );
+        assert_eq!(
+            breakers.aggregate(&id()).unwrap().worst.state,
+            BreakerState::Closed
+        );
+    }
+
+    #[test]
+    fn an_older_stream_of_a_node_is_not_heard() {
+        let breakers = Breakers::default();
+        breakers.begin("a", 1);
+        breakers.begin("a", 2);
+        assert!(!breakers.take(
+            "a",
+            1,
+            &request(vec![report("payments", BreakerState::Open, 1, 0, 0)], false)
+        ));
+        assert!(breakers.aggregate(&id()).is_none());
+    }
+
+    #[test]
+    fn a_node_keeps_no_more_breakers_than_the_bound() {
+        let breakers = Breakers::default();
+        breakers.begin("a", 1);
+        let many = (0..MAX_BREAKERS + 10)
+            .map(|n| report(&format!("b{n}"), BreakerState::Closed, 1, 0, 0))
+            .collect();
+        breakers.take("a", 1, &request(many, true));
+        assert_eq!(breakers.nodes()["a"].breakers.len(), MAX_BREAKERS);
+    }
+
+    #[test]
+    fn reports_of_a_node_that_left_count_for_a_while_and_no_longer() {
+        let breakers = Breakers::default();
+        let now = Instant::now();
+        breakers.begin("a", 1);
+        breakers.take(
+            "a",
+            1,
+            &request(vec![report("payments", BreakerState::Open, 1, 0, 0)], true),
+        );
+        breakers.end("a", 1, now);
+        assert_eq!(breakers.forget(now), (false, Some(now + STALE_AFTER)));
+        assert!(breakers.aggregate(&id()).is_some());
+        assert_eq!(breakers.forget(now + STALE_AFTER), (true, None));
+        assert!(breakers.aggregate(&id()).is_none());
+    }
+}

@@ -1,0 +1,313 @@
+//! What the agents say: which versions each enforces or refuses, and how its
+//! breakers stand.
+//!
+//! Streams write here, each for its own node; the status of every object is
+//! computed from it. Locks are held for a few lines and never across an await.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use dashmap::DashMap;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tonic::Status;
+use weir_proto::v1alpha1::ResourceKind;
+
+use crate::push::{Holding, ResourceId, Taken};
+
+mod breakers;
+mod report;
+
+pub(crate) use breakers::{Aggregate, BreakerId};
+pub(crate) use report::Reporter;
+
+use breakers::Breakers;
+
+/// Nodes that may be known at once.
+const MAX_NODES: usize = 10_000;
+/// An agent away for longer is no longer expected (files source: nothing else
+/// says which nodes there are).
+const FORGET_AFTER: Duration = Duration::from_secs(300);
+
+/// What one agent does with one version of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Enforced,
+    Refused {
+        message: String,
+        missing_features: Vec<String>,
+    },
+    Pending,
+}
+
+/// How one node stands.
+struct Node {
+    /// Counts the streams that spoke for it; the highest is the one that counts.
+    stream: u64,
+    connected: bool,
+    /// When it was last known to be there.
+    seen: Instant,
+    /// Services only: endpoints have no part in any status.
+    holding: Holding,
+    /// Set to the stream's number when a newer one comes.
+    newest: watch::Sender<u64>,
+}
+
+/// See the module.
+pub(crate) struct Ledger {
+    nodes: DashMap<Arc<str>, Arc<Mutex<Node>>>,
+    breakers: Breakers,
+    streams: AtomicU64,
+    changed: Notify,
+}
+
+impl Default for Ledger {
+    fn default() -> Ledger {
+        Ledger {
+            nodes: DashMap::new(),
+            breakers: Breakers::default(),
+            streams: AtomicU64::new(0),
+            changed: Notify::new(),
+        }
+    }
+}
+
+/// One stream's right to speak for its node; ends with it.
+pub(crate) struct Presence {
+    ledger: Arc<Ledger>,
+    name: Arc<str>,
+    node: Arc<Mutex<Node>>,
+    stream: u64,
+    newest: watch::Receiver<u64>,
+}
+
+/// One node, for a status.
+pub(crate) struct NodeView {
+    pub(crate) name: Arc<str>,
+    pub(crate) connected: bool,
+    node: Arc<Mutex<Node>>,
+}
+
+impl Ledger {
+    /// A stream says that it speaks for `name` and enforces `holding`; an older
+    /// stream for the same node is superseded.
+    ///
+    /// # Errors
+    /// Where the name cannot be a node's, or there are too many nodes.
+    pub(crate) fn connect(
+        self: &Arc<Self>,
+        name: &str,
+        holding: &Holding,
+    ) -> Result<Presence, Status> {
+        if name.is_empty() || name.len() > 253 {
+            return Err(Status::invalid_argument(
+                "a node's name has 1 to 253 characters",
+            ));
+        }
+        let name: Arc<str> = name.into();
+        if self.nodes.len() >= MAX_NODES && !self.nodes.contains_key(&name) {
+            return Err(Status::resource_exhausted(format!(
+                "{MAX_NODES} nodes are connected already"
+            )));
+        }
+        let stream = self.next_stream();
+        // The entry is held until the state is set, or `forget` could drop the
+        // node in between.
+        let entry = self.nodes.entry(Arc::clone(&name)).or_insert_with(|| {
+            Arc::new(Mutex::new(Node {
+                stream: 0,
+                connected: false,
+                seen: Instant::now(),
+                holding: Holding::default(),
+                newest: watch::Sender::new(0),
+            }))
+        });
+        let node = Arc::clone(entry.value());
+        let newest = {
+            let mut state = lock(&node);
+            state.stream = stream;
+            state.connected = true;
+            state.seen = Instant::now();
+            state.holding = services_of(holding);
+            state.newest.send_replace(stream);
+            state.newest.subscribe()
+        };
+        drop(entry);
+        self.changed.notify_one();
+        Ok(Presence {
+            ledger: Arc::clone(self),
+            name,
+            node,
+            stream,
+            newest,
+        })
+    }
+
+    fn next_stream(&self) -> u64 {
+        self.streams.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Waits until something changed since the last call returned.
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// Every node that is expected, by name.
+    pub(crate) fn nodes(&self) -> Vec<NodeView> {
+        let mut nodes: Vec<_> = self
+            .nodes
+            .iter()
+            .map(|entry| (Arc::clone(entry.key()), Arc::clone(entry.value())))
+            .map(|(name, node)| {
+                let connected = lock(&node).connected;
+                NodeView {
+                    name,
+                    connected,
+                    node,
+                }
+            })
+            .collect();
+        nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        nodes
+    }
+
+    /// Agents connected now.
+    pub(crate) fn connected(&self) -> usize {
+        self.nodes
+            .iter()
+            .filter(|entry| lock(entry.value()).connected)
+            .count()
+    }
+
+    /// Forgets nodes that are away for too long, and reports that are too old;
+    /// gives back when to come again.
+    pub(crate) fn forget(&self, now: Instant) -> Option<Instant> {
+        let mut next: Option<Instant> = None;
+        let before = self.nodes.len();
+        self.nodes.retain(|_, node| {
+            let node = lock(node);
+            let until = node.seen + FORGET_AFTER;
+            let keep = node.connected || now < until;
+            if keep && !node.connected {
+                next = Some(next.map_or(until, |next| next.min(until)));
+            }
+            keep
+        });
+        let (dropped, stale) = self.breakers.forget(now);
+        if dropped || self.nodes.len() != before {
+            self.changed.notify_one();
+        }
+        next.into_iter().chain(stale).min()
+    }
+
+    /// All that agents say about the breaker `id`.
+    pub(crate) fn breaker(&self, id: &BreakerId) -> Option<Aggregate> {
+        self.breakers.aggregate(id)
+    }
+}
+
+impl NodeView {
+    /// What the node does with `version` of each of `services`, the worst first.
+    pub(crate) fn verdict(&self, services: &[(ResourceId, Arc<str>)]) -> Verdict {
+        let node = lock(&self.node);
+        let mut verdict = Verdict::Enforced;
+        for (id, version) in services {
+            if node.holding.enforced.get(id) == Some(version) {
+                continue;
+            }
+            match node.holding.refused.get(id) {
+                Some(refusal) if refusal.version == *version => {
+                    return Verdict::Refused {
+                        message: refusal.message.clone(),
+                        missing_features: refusal.missing_features.clone(),
+                    };
+                }
+                _ => verdict = Verdict::Pending,
+            }
+        }
+        verdict
+    }
+}
+
+impl Presence {
+    pub(crate) fn node(&self) -> &str {
+        &self.name
+    }
+
+    /// Waits until a newer stream speaks for the node.
+    pub(crate) async fn superseded(&self) {
+        let mut newest = self.newest.clone();
+        if newest
+            .wait_for(|newest| *newest > self.stream)
+            .await
+            .is_err()
+        {
+            std::future::pending().await
+        }
+    }
+
+    /// Takes in what an answer changed.
+    pub(crate) fn answered(&self, taken: &Taken) {
+        let mut node = lock(&self.node);
+        if node.stream != self.stream {
+            return;
+        }
+        let service = |id: &ResourceId| id.kind == ResourceKind::Service;
+        node.holding.apply(&Taken {
+            synced: taken.synced,
+            enforced: taken
+                .enforced
+                .iter()
+                .filter(|(id, _)| service(id))
+                .cloned()
+                .collect(),
+            refused: taken
+                .refused
+                .iter()
+                .filter(|(id, _)| service(id))
+                .cloned()
+                .collect(),
+            removed: taken
+                .removed
+                .iter()
+                .filter(|id| service(id))
+                .cloned()
+                .collect(),
+        });
+        drop(node);
+        self.ledger.changed.notify_one();
+    }
+}
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        let mut node = lock(&self.node);
+        if node.stream == self.stream {
+            node.connected = false;
+            node.seen = Instant::now();
+            drop(node);
+            self.ledger.changed.notify_one();
+        }
+    }
+}
+
+fn services_of(holding: &Holding) -> Holding {
+    let mut services = holding.clone();
+    services
+        .enforced
+        .retain(|id, _| id.kind == ResourceKind::Service);
+    services
+        .refused
+        .retain(|id, _| id.kind == ResourceKind::Service);
+    services
+}
+
+/// A panic in one stream leaves the state as it was: no line between lock and
+/// unlock leaves it half changed.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,266 @@
+//! One service's configuration.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use weir_crds::v1alpha1::{Route, Section, Sections};
+use weir_proto::v1alpha1 as proto;
+
+use super::breakers::{BreakerPlan, word};
+use super::merge::{Merged, Policy, Rank, Winner, merge};
+use super::service::{PortPlan, ServicePlan, endpoints};
+use super::targets::Attachments;
+use super::{Compiled, ServiceOutcome, sections};
+use crate::ledger::BreakerId;
+use crate::sources::{Key, Objects};
+
+/// Adds `service` to what is compiled, if a policy is about it or it asks for a
+/// listener: a listener must not close because a policy is removed.
+pub(super) fn service(
+    key: &Key,
+    plan: &ServicePlan,
+    slices: &[&EndpointSlice],
+    attachments: &Attachments<'_>,
+    objects: &Objects,
+    now: Timestamp,
+    compiled: &mut Compiled,
+) {
+    let mut work = Work {
+        key,
+        objects,
+        now,
+        requires: BTreeSet::new(),
+        compiled,
+    };
+    let mut needed = false;
+    let mut ports = Vec::new();
+    for port in &plan.ports {
+        let layers = attachments.layers(&key.0, Some(key), Some(&port.name));
+        needed |= port.listen.is_some()
+            || layers
+                .iter()
+                .any(|(_, layer)| layer.is_some_and(|layer| !layer.policies().is_empty()));
+        ports.push(work.port(port, &merge(&layers)));
+    }
+    if !needed {
+        return;
+    }
+    let requires = work
+        .requires
+        .iter()
+        .map(|feature| (*feature).to_owned())
+        .collect();
+    let config = proto::ServiceConfig {
+        namespace: key.0.clone(),
+        name: key.1.clone(),
+        ports,
+    };
+    let endpoints = endpoints(key, plan, slices);
+    let refused = refusal(&config, &endpoints);
+    compiled.services.insert(
+        key.clone(),
+        ServiceOutcome {
+            config,
+            endpoints,
+            requires,
+            refused,
+        },
+    );
+}
+
+/// What the agents' decoder says against it.
+fn refusal(config: &proto::ServiceConfig, endpoints: &proto::Endpoints) -> Option<String> {
+    let config = weir_resilience::config::service(config)
+        .err()
+        .unwrap_or_default();
+    let endpoints = weir_resilience::config::endpoints(endpoints)
+        .err()
+        .unwrap_or_default();
+    let problems: Vec<String> = config
+        .iter()
+        .chain(&endpoints)
+        .map(ToString::to_string)
+        .collect();
+    (!problems.is_empty()).then(|| problems.join("; "))
+}
+
+struct Work<'a> {
+    key: &'a Key,
+    objects: &'a Objects,
+    now: Timestamp,
+    requires: BTreeSet<&'static str>,
+    compiled: &'a mut Compiled,
+}
+
+/// Where a section comes from, and what its state is named by.
+struct Origin<'a> {
+    policy: Policy<'a>,
+    sections: &'a Sections,
+    scope: Scope<'a>,
+}
+
+#[derive(Clone, Copy)]
+enum Scope<'a> {
+    Service,
+    Port(&'a PortPlan),
+    Route(&'a PortPlan, &'a str),
+}
+
+impl Work<'_> {
+    fn port(&mut self, port: &PortPlan, merged: &Merged<'_>) -> proto::Port {
+        let routes = merged.routes.map_or_else(Vec::new, |winner| {
+            winner
+                .policy
+                .spec
+                .routes
+                .iter()
+                .map(|route| self.route(port, merged, winner, route))
+                .collect()
+        });
+        proto::Port {
+            number: port.number.into(),
+            name: port.name.clone(),
+            protocol: port.protocol.into(),
+            listen: port
+                .listen
+                .map(|address| address.to_string())
+                .unwrap_or_default(),
+            policy: Some(self.policy(|section| inherited(port, merged, section))),
+            routes,
+        }
+    }
+
+    fn route(
+        &mut self,
+        port: &PortPlan,
+        merged: &Merged<'_>,
+        owner: Winner<'_>,
+        route: &Route,
+    ) -> proto::Route {
+        let origin = |section| {
+            let overridden = merged
+                .sections
+                .get(&section)
+                .is_some_and(|winner| winner.rank == Rank::Overrides);
+            if route.sections.has(section) && !overridden {
+                let scope = Scope::Route(port, &route.name);
+                return Some(Origin {
+                    policy: owner.policy,
+                    sections: &route.sections,
+                    scope,
+                });
+            }
+            inherited(port, merged, section)
+        };
+        proto::Route {
+            name: route.name.clone(),
+            matches: sections::matches(&route.matches),
+            policy: Some(self.policy(origin)),
+            idempotent: route.idempotent,
+        }
+    }
+
+    fn policy<'a>(&mut self, origin: impl Fn(Section) -> Option<Origin<'a>>) -> proto::Policy {
+        let mut policy = proto::Policy::default();
+        if let Some(origin) = origin(Section::Timeouts) {
+            let shadow = origin.policy.is_shadow(Section::Timeouts);
+            policy.timeouts = origin
+                .sections
+                .timeouts
+                .as_ref()
+                .map(|given| sections::timeouts(given, shadow));
+            self.requires.insert("timeouts");
+        }
+        if let Some(origin) = origin(Section::Retries) {
+            let shadow = origin.policy.is_shadow(Section::Retries);
+            let key = self.scope(origin.scope);
+            policy.retries = origin
+                .sections
+                .retries
+                .as_ref()
+                .map(|given| sections::retries(given, key, shadow));
+            self.requires.insert("retries");
+        }
+        if let Some(origin) = origin(Section::CircuitBreaker) {
+            policy.circuit_breaker = self.breaker(&origin);
+            self.requires.insert("circuitBreaker");
+        }
+        if let Some(origin) = origin(Section::Bulkheads) {
+            let shadow = origin.policy.is_shadow(Section::Bulkheads);
+            let scope = self.scope(origin.scope);
+            let given = origin.sections.bulkheads.as_deref().unwrap_or_default();
+            policy.bulkheads = sections::bulkheads(given, &scope, shadow);
+            if !policy.bulkheads.is_empty() {
+                self.requires.insert("bulkheads");
+            }
+        }
+        if let Some(origin) = origin(Section::LoadShedding) {
+            let shadow = origin.policy.is_shadow(Section::LoadShedding);
+            let key = self.scope(origin.scope);
+            let given = origin.sections.load_shedding.as_ref();
+            policy.load_shedding =
+                given.and_then(|given| sections::load_shedding(given, key, shadow));
+            if policy.load_shedding.is_some() {
+                self.requires.insert("loadShedding.concurrency.max");
+            }
+        }
+        policy
+    }
+
+    /// Also notes the breaker, for its CircuitBreaker object.
+    fn breaker(&mut self, origin: &Origin<'_>) -> Option<proto::CircuitBreaker> {
+        let shadow = origin.policy.is_shadow(Section::CircuitBreaker);
+        let id = BreakerId {
+            namespace: self.key.0.clone(),
+            key: self.scope(origin.scope),
+        };
+        let mut breaker = sections::breaker(
+            origin.sections.circuit_breaker.as_ref()?,
+            id.key.clone(),
+            shadow,
+        );
+        let word = word(self.objects, &id, self.now);
+        breaker.r#override = word.forced;
+        breaker.reset = word.reset;
+        self.compiled.until = self.compiled.until.into_iter().chain(word.until).min();
+        let about = match origin.scope {
+            Scope::Service => self.key.1.clone(),
+            Scope::Port(port) => format!("{}:{}", self.key.1, port.label()),
+            Scope::Route(port, route) => format!("{}:{}/{route}", self.key.1, port.label()),
+        };
+        let plan = BreakerPlan {
+            policy: origin.policy.key.clone(),
+            about,
+            shadow,
+            forced: word.verdict,
+        };
+        self.compiled.breakers.insert(id, plan);
+        Some(breaker)
+    }
+
+    /// `payments`, `payments.http` or `payments.http.refunds`: none of the parts
+    /// can hold a dot, so none is mistaken for another.
+    fn scope(&self, scope: Scope<'_>) -> String {
+        let service = &self.key.1;
+        match scope {
+            Scope::Service => service.clone(),
+            Scope::Port(port) => format!("{service}.{}", port.label()),
+            Scope::Route(port, route) => format!("{service}.{}.{route}", port.label()),
+        }
+    }
+}
+
+/// The section that a port's requests have without a route.
+fn inherited<'a>(port: &'a PortPlan, merged: &Merged<'a>, section: Section) -> Option<Origin<'a>> {
+    let winner = merged.sections.get(&section)?;
+    let scope = match winner.rank {
+        Rank::Port => Scope::Port(port),
+        Rank::Overrides | Rank::Service | Rank::Namespace => Scope::Service,
+    };
+    Some(Origin {
+        policy: winner.policy,
+        sections: &winner.policy.spec.sections,
+        scope,
+    })
+}

@@ -1,0 +1,279 @@
+//! What a Service and its EndpointSlices say: ports, protocols, listeners,
+//! endpoints.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Service, ServicePort};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use weir_proto::v1alpha1 as proto;
+
+use crate::sources::{Key, Objects, Sourced};
+
+/// Annotation that asks for a listener on the one port of a Service.
+const LISTEN: &str = "weir.dev/listen";
+/// Label that names the Service of an EndpointSlice.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// A port that agents can serve.
+#[derive(Clone, Debug)]
+pub(super) struct PortPlan {
+    pub(super) number: u16,
+    /// Empty where it has none.
+    pub(super) name: String,
+    pub(super) protocol: proto::Protocol,
+    pub(super) listen: Option<SocketAddr>,
+}
+
+impl PortPlan {
+    /// Names the port in keys: its name, else its number.
+    pub(super) fn label(&self) -> String {
+        if self.name.is_empty() {
+            self.number.to_string()
+        } else {
+            self.name.clone()
+        }
+    }
+}
+
+/// What a Service asks for.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ServicePlan {
+    pub(super) ports: Vec<PortPlan>,
+    /// Ports whose protocol is not served yet: name and protocol.
+    pub(super) unserved: Vec<(String, String)>,
+    /// What is wrong with its listeners.
+    pub(super) problems: Vec<String>,
+}
+
+/// All services' plans; where two want one address, the first by name has it.
+pub(super) fn plan(objects: &Objects) -> BTreeMap<Key, ServicePlan> {
+    let mut taken: Vec<(SocketAddr, String)> = Vec::new();
+    let mut plans = BTreeMap::new();
+    for (key, service) in &objects.services {
+        let mut plan = ServicePlan::default();
+        for port in service
+            .object
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.ports.as_deref())
+            .unwrap_or_default()
+        {
+            match protocol(port) {
+                Ok(protocol) => plan
+                    .ports
+                    .extend(u16::try_from(port.port).ok().map(|number| PortPlan {
+                        number,
+                        name: port.name.clone().unwrap_or_default(),
+                        protocol,
+                        listen: None,
+                    })),
+                Err(spoken) => {
+                    let name = port.name.clone().unwrap_or_else(|| port.port.to_string());
+                    plan.unserved.push((name, spoken));
+                }
+            }
+        }
+        listeners(service, &mut plan);
+        for port in &mut plan.ports {
+            let Some(address) = port.listen else { continue };
+            match taken.iter().find(|(other, _)| clash(*other, address)) {
+                Some((other, owner)) => {
+                    plan.problems.push(format!(
+                        "{address} is taken by Service {owner} ({other}): choose another port"
+                    ));
+                    port.listen = None;
+                }
+                None => taken.push((address, format!("{}/{}", key.0, key.1))),
+            }
+        }
+        plans.insert(key.clone(), plan);
+    }
+    plans
+}
+
+/// Whether two sockets cannot both listen. Port 0 is a different port each time.
+fn clash(a: SocketAddr, b: SocketAddr) -> bool {
+    a.port() != 0
+        && a.port() == b.port()
+        && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
+}
+
+/// What a port speaks, or what it is that is not served yet.
+///
+/// `appProtocol` decides; without it the name of the port, as Istio and Gateway
+/// API's implementations read it; else the first bytes of a connection tell.
+fn protocol(port: &ServicePort) -> Result<proto::Protocol, String> {
+    let transport = port.protocol.as_deref().unwrap_or("TCP");
+    if transport != "TCP" {
+        return Err(transport.to_owned());
+    }
+    if let Some(spoken) = &port.app_protocol {
+        return match spoken.to_ascii_lowercase().as_str() {
+            "kubernetes.io/h2c" | "grpc" | "h2c" | "http2" => Ok(proto::Protocol::Http2),
+            // Callers of "http" may use either version; a WebSocket begins as HTTP/1.1.
+            "http" => Ok(proto::Protocol::Detect),
+            "kubernetes.io/ws" => Ok(proto::Protocol::Http1),
+            _ => Err(spoken.clone()),
+        };
+    }
+    let prefix = port
+        .name
+        .as_deref()
+        .unwrap_or_default()
+        .split('-')
+        .next()
+        .unwrap_or_default();
+    match prefix {
+        "grpc" | "http2" | "h2c" => Ok(proto::Protocol::Http2),
+        "https" | "tls" | "tcp" | "udp" | "mongo" | "mysql" | "redis" => Err(prefix.to_owned()),
+        _ => Ok(proto::Protocol::Detect),
+    }
+}
+
+fn listeners(service: &Sourced<Arc<Service>>, plan: &mut ServicePlan) {
+    for (annotation, text) in service.object.metadata.annotations.iter().flatten() {
+        let port = match annotation.strip_prefix(LISTEN) {
+            Some("") => None,
+            Some(suffix) if suffix.starts_with('.') => Some(&suffix[1..]),
+            _ => continue,
+        };
+        match listener(port, text, plan) {
+            Ok((index, address)) => plan.ports[index].listen = Some(address),
+            Err(problem) => plan
+                .problems
+                .push(format!("annotation {annotation}: {problem}")),
+        }
+    }
+}
+
+fn listener(
+    port: Option<&str>,
+    text: &str,
+    plan: &ServicePlan,
+) -> Result<(usize, SocketAddr), String> {
+    let address: SocketAddr = text.parse().map_err(|_| {
+        format!("{text:?} is not an address and port: write 127.0.0.1:8081, for example")
+    })?;
+    let names = || {
+        plan.ports
+            .iter()
+            .map(PortPlan::label)
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    let unserved = |(name, spoken): &(String, String)| {
+        format!("port {name} speaks {spoken}, which is not served yet")
+    };
+    let index = match port {
+        None if plan.ports.len() + plan.unserved.len() > 1 => {
+            return Err(format!(
+                "the Service has several ports: write {LISTEN}.<name of a port> ({})",
+                names()
+            ));
+        }
+        None => (!plan.ports.is_empty()).then_some(0),
+        Some(port) => plan.ports.iter().position(|plan| plan.label() == port),
+    };
+    let no_such = || match plan
+        .unserved
+        .iter()
+        .find(|(name, _)| port.is_none_or(|port| port == name))
+    {
+        Some(found) => unserved(found),
+        None => format!(
+            "the Service has no port of that name: its ports are {}",
+            names()
+        ),
+    };
+    Ok((index.ok_or_else(no_such)?, address))
+}
+
+/// The slices of each service.
+pub(super) fn slices_by_service(objects: &Objects) -> BTreeMap<(&str, &str), Vec<&EndpointSlice>> {
+    let mut by_service: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for ((namespace, _), slice) in &objects.slices {
+        let label = slice
+            .object
+            .metadata
+            .labels
+            .as_ref()
+            .and_then(|labels| labels.get(SERVICE_NAME));
+        if let Some(name) = label {
+            by_service
+                .entry((namespace.as_str(), name.as_str()))
+                .or_default()
+                .push(&*slice.object);
+        }
+    }
+    by_service
+}
+
+/// The ready endpoints of each served port, each address once, in order.
+pub(super) fn endpoints(
+    key: &Key,
+    plan: &ServicePlan,
+    slices: &[&EndpointSlice],
+) -> proto::Endpoints {
+    let ports = plan.ports.iter().map(|port| {
+        let mut found: BTreeMap<SocketAddr, proto::Endpoint> = BTreeMap::new();
+        for slice in slices {
+            let number = slice
+                .ports
+                .iter()
+                .flatten()
+                .find(|candidate| candidate.name.as_deref().unwrap_or_default() == port.name)
+                .and_then(|candidate| u16::try_from(candidate.port?).ok());
+            let Some(number) = number else { continue };
+            for endpoint in &slice.endpoints {
+                // KEP-752: a condition that is not given counts as ready.
+                let ready = endpoint
+                    .conditions
+                    .as_ref()
+                    .and_then(|conditions| conditions.ready)
+                    .unwrap_or(true);
+                // All addresses of an endpoint are one pod; the first is used.
+                let address = endpoint
+                    .addresses
+                    .first()
+                    .and_then(|address| address.parse::<IpAddr>().ok());
+                if let Some(address) = address.filter(|_| ready) {
+                    let address = SocketAddr::new(address, number);
+                    found.entry(address).or_insert_with(|| proto::Endpoint {
+                        address: address.to_string(),
+                        zone: endpoint.zone.clone().unwrap_or_default(),
+                        node: endpoint.node_name.clone().unwrap_or_default(),
+                    });
+                }
+            }
+        }
+        proto::PortEndpoints {
+            port: port.number.into(),
+            endpoints: found.into_values().collect(),
+        }
+    });
+    proto::Endpoints {
+        namespace: key.0.clone(),
+        name: key.1.clone(),
+        ports: ports.collect(),
+    }
+}
+
+/// Names of the services in a namespace, for messages; "none" where there are none.
+pub(super) fn known(objects: &Objects, namespace: &str) -> String {
+    let names: BTreeSet<&str> = objects
+        .services
+        .keys()
+        .filter(|(within, _)| within == namespace)
+        .map(|(_, name)| name.as_str())
+        .collect();
+    if names.is_empty() {
+        return "there is no Service in this namespace".to_owned();
+    }
+    let mut shown: Vec<&str> = names.iter().copied().take(10).collect();
+    if names.len() > shown.len() {
+        shown.push("…");
+    }
+    format!("known Services: {}", shown.join(", "))
+}

@@ -1,0 +1,16 @@
+//! Pushes what was compiled to the agents, each the difference to what it
+//! already enforces.
+//!
+//! [`Catalog`] is the present whole: every resource encoded once, shared by all
+//! streams. [`session`] decides for one agent what goes next, without I/O or a
+//! clock. [`stream`] carries it over gRPC, one task for each agent, so that a
+//! slow one holds up nobody else.
+
+mod catalog;
+mod session;
+mod stream;
+
+pub(crate) use catalog::{Catalog, Encoded, ResourceId};
+pub(crate) use session::{Holding, Taken};
+pub(crate) use stream::Pusher;
+pub use stream::Timing;

@@ -1,0 +1,214 @@
+use super::super::Encoded;
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn service(name: &str, port: u32) -> (ResourceId, Arc<Encoded>) {
+    let ports = vec![proto::Port {
+        number: port,
+        ..Default::default()
+    }];
+    let body = proto::ServiceConfig {
+        namespace: "shop".into(),
+        name: name.into(),
+        ports,
+    };
+    (
+        ResourceId::service("shop", name),
+        Arc::new(Encoded::new(&body, Vec::new())),
+    )
+}
+
+fn endpoints(name: &str, address: &str) -> (ResourceId, Arc<Encoded>) {
+    let endpoints = vec![proto::Endpoint {
+        address: address.into(),
+        ..Default::default()
+    }];
+    let ports = vec![proto::PortEndpoints {
+        port: 80,
+        endpoints,
+    }];
+    let body = proto::Endpoints {
+        namespace: "shop".into(),
+        name: name.into(),
+        ports,
+    };
+    (
+        ResourceId::endpoints("shop", name),
+        Arc::new(Encoded::new(&body, Vec::new())),
+    )
+}
+
+fn catalog(resources: impl IntoIterator<Item = (ResourceId, Arc<Encoded>)>) -> Catalog {
+    Catalog {
+        resources: resources.into_iter().collect(),
+    }
+}
+
+fn ack(nonce: u64) -> proto::Ack {
+    proto::Ack {
+        nonce,
+        rejections: Vec::new(),
+    }
+}
+
+fn names(response: &proto::DiscoverResponse) -> Vec<&str> {
+    response
+        .resources
+        .iter()
+        .map(|resource| resource.name.as_str())
+        .collect()
+}
+
+/// A new agent that was sent, and enforces, all of `catalog`.
+fn synced(catalog: &Catalog, now: Instant) -> Session {
+    let mut session = Session::new(&[], SECOND);
+    while let Some(response) = session.next(catalog, now) {
+        session.answer(&ack(response.nonce));
+    }
+    assert!(session.is_synced());
+    session
+}
+
+#[test]
+fn a_new_agent_gets_everything_and_is_told_that_it_is_synced() {
+    let now = Instant::now();
+    let catalog = catalog([
+        service("a", 1),
+        service("b", 1),
+        endpoints("a", "10.0.0.1:80"),
+    ]);
+    let mut session = Session::new(&[], SECOND);
+    let first = session.next(&catalog, now).unwrap();
+    assert_eq!((first.nonce, first.synced), (1, true));
+    assert_eq!(names(&first), ["shop/a", "shop/a", "shop/b"]);
+    assert_eq!(session.next(&catalog, now), None);
+    let Answer::Taken(taken) = session.answer(&ack(1)) else {
+        panic!("stale")
+    };
+    assert!(taken.synced && taken.enforced.len() == 3 && taken.refused.is_empty());
+    assert_eq!(session.next(&catalog, now), None);
+}
+
+#[test]
+fn an_agent_that_holds_everything_is_only_told_that_it_is_synced() {
+    let now = Instant::now();
+    let (id, resource) = service("a", 1);
+    let held = proto::Held {
+        kind: id.kind.into(),
+        name: id.name.to_string(),
+        version: resource.version.to_string(),
+    };
+    let catalog = catalog([(id, resource)]);
+    let mut session = Session::new(&[held], SECOND);
+    let response = session.next(&catalog, now).unwrap();
+    assert!(response.synced && response.resources.is_empty() && response.removed.is_empty());
+}
+
+#[test]
+fn what_went_while_the_agent_was_away_is_removed() {
+    let held = proto::Held {
+        kind: ResourceKind::Service.into(),
+        name: "shop/old".into(),
+        version: "1".into(),
+    };
+    let mut session = Session::new(&[held], SECOND);
+    let response = session.next(&Catalog::default(), Instant::now()).unwrap();
+    assert_eq!(response.removed[0].name, "shop/old");
+    session.answer(&ack(1));
+    assert!(session.holding().enforced.is_empty());
+}
+
+#[test]
+fn changes_merge_while_an_answer_is_awaited() {
+    let now = Instant::now();
+    let mut session = synced(&catalog([service("a", 1)]), now);
+    let sent = session.next(&catalog([service("a", 2)]), now).unwrap();
+    assert_eq!(session.next(&catalog([service("a", 3)]), now), None);
+    let latest = catalog([service("a", 4), service("b", 1)]);
+    session.answer(&ack(sent.nonce));
+    let next = session.next(&latest, now).unwrap();
+    assert_eq!(names(&next), ["shop/a", "shop/b"]);
+    assert_eq!(
+        next.resources[0].version,
+        *latest.resources[&ResourceId::service("shop", "a")].version
+    );
+}
+
+#[test]
+fn an_answer_to_another_nonce_changes_nothing() {
+    let now = Instant::now();
+    let all = catalog([service("a", 1)]);
+    let mut session = Session::new(&[], SECOND);
+    session.next(&all, now).unwrap();
+    assert_eq!(session.answer(&ack(7)), Answer::Stale);
+    assert!(session.is_waiting() && session.holding().enforced.is_empty());
+    session.answer(&ack(1));
+    assert_eq!(session.answer(&ack(1)), Answer::Stale);
+}
+
+#[test]
+fn a_refused_resource_is_kept_back_until_it_changes() {
+    let now = Instant::now();
+    let (id, resource) = service("a", 1);
+    let first = catalog([(id.clone(), resource), service("b", 1)]);
+    let mut session = Session::new(&[], SECOND);
+    session.next(&first, now).unwrap();
+    let rejection = proto::Rejection {
+        kind: id.kind.into(),
+        name: id.name.to_string(),
+        message: "no".into(),
+        ..Default::default()
+    };
+    session.answer(&proto::Ack {
+        nonce: 1,
+        rejections: vec![rejection],
+    });
+    assert_eq!(session.holding().refused[&id].message, "no");
+    assert!(!session.holding().enforced.contains_key(&id));
+    assert_eq!(session.next(&first, now), None);
+    let second = catalog([service("a", 2), service("b", 1)]);
+    let retry = session.next(&second, now).unwrap();
+    assert_eq!(names(&retry), ["shop/a"]);
+    session.answer(&ack(retry.nonce));
+    assert!(session.holding().refused.is_empty());
+}
+
+#[test]
+fn endpoints_go_at_once_first_and_then_once_a_second_while_policies_go_at_once() {
+    let now = Instant::now();
+    let mut session = synced(
+        &catalog([service("a", 1), endpoints("a", "10.0.0.1:80")]),
+        now,
+    );
+    let moved = catalog([service("a", 1), endpoints("a", "10.0.0.2:80")]);
+    assert_eq!(session.next(&moved, now), None);
+    assert_eq!(session.due(&moved), Some(now + SECOND));
+    let both = catalog([service("a", 2), endpoints("a", "10.0.0.2:80")]);
+    let policy = session.next(&both, now).unwrap();
+    assert_eq!(policy.resources.len(), 1);
+    session.answer(&ack(policy.nonce));
+    let later = session.next(&both, now + SECOND).unwrap();
+    assert_eq!(later.resources[0].kind(), ResourceKind::Endpoints);
+}
+
+#[test]
+fn a_large_synchronisation_is_split_and_only_its_last_part_completes_it() {
+    let now = Instant::now();
+    let all = catalog((0..2_000).map(|n| service(&format!("service-{n:040}"), 1)));
+    let mut session = Session::new(&[], SECOND);
+    let mut parts = Vec::new();
+    while let Some(response) = session.next(&all, now) {
+        assert!(
+            response.encoded_len() <= MAX_RESPONSE_BYTES,
+            "{} bytes",
+            response.encoded_len()
+        );
+        session.answer(&ack(response.nonce));
+        parts.push(response.synced);
+    }
+    assert!(parts.len() > 3);
+    assert_eq!(parts.iter().filter(|synced| **synced).count(), 1);
+    assert_eq!(parts.last(), Some(&true));
+    assert_eq!(session.holding().enforced.len(), 2_000);
+}

@@ -1,0 +1,256 @@
+//! One agent's `Discover` stream: carries what [`Session`] decides.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use weir_proto::v1alpha1 as proto;
+use weir_proto::v1alpha1::discover_request::Message;
+use weir_proto::v1alpha1::discovery_server::Discovery;
+
+use super::session::{Answer, MAX_HELD, Refusal, Session};
+use super::{Catalog, ResourceId};
+use crate::events::{Event, Events, Severity};
+use crate::ledger::{Ledger, Presence};
+use crate::metrics::Metrics;
+use crate::stop::stopped;
+
+/// First synchronisations under way at once; more agents wait their turn.
+const MAX_FULL_SYNCS: usize = 64;
+/// Responses between the session and the socket: the one unanswered response,
+/// and the stream's last word.
+const OUTBOX: usize = 2;
+
+/// How patient the push is.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// An agent that takes longer to say hello, or to read and answer a
+    /// response, loses its stream.
+    pub answer: Duration,
+    /// Between two changes of endpoints for one agent.
+    pub endpoints: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Timing {
+        Timing {
+            answer: Duration::from_secs(10),
+            endpoints: Duration::from_secs(1),
+        }
+    }
+}
+
+/// The `Discovery` service.
+#[derive(Clone)]
+pub(crate) struct Pusher {
+    catalog: watch::Receiver<Arc<Catalog>>,
+    ledger: Arc<Ledger>,
+    events: Arc<Events>,
+    metrics: Arc<Metrics>,
+    stop: watch::Receiver<bool>,
+    timing: Timing,
+    full_syncs: Arc<Semaphore>,
+}
+
+impl Pusher {
+    /// Pushes what `catalog` holds until `stop` is true, and keeps `ledger`
+    /// up to date with what agents answer.
+    pub(crate) fn new(
+        catalog: watch::Receiver<Arc<Catalog>>,
+        ledger: Arc<Ledger>,
+        events: Arc<Events>,
+        metrics: Arc<Metrics>,
+        stop: watch::Receiver<bool>,
+        timing: Timing,
+    ) -> Pusher {
+        Pusher {
+            catalog,
+            ledger,
+            events,
+            metrics,
+            stop,
+            timing,
+            full_syncs: Arc::new(Semaphore::new(MAX_FULL_SYNCS)),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Discovery for Pusher {
+    type DiscoverStream = ReceiverStream<Result<proto::DiscoverResponse, Status>>;
+
+    async fn discover(
+        &self,
+        request: Request<Streaming<proto::DiscoverRequest>>,
+    ) -> Result<Response<Self::DiscoverStream>, Status> {
+        let (outbox, responses) = mpsc::channel(OUTBOX);
+        let pusher = self.clone();
+        tokio::spawn(async move {
+            if let Err(status) = pusher.serve(request.into_inner(), &outbox).await {
+                tracing::debug!(code = ?status.code(), message = status.message(), "a discovery stream ends");
+                // Full only where the agent does not read; it then sees the end alone.
+                let _ = outbox.try_send(Err(status));
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(responses)))
+    }
+}
+
+type Outbox = mpsc::Sender<Result<proto::DiscoverResponse, Status>>;
+
+impl Pusher {
+    async fn serve(
+        mut self,
+        mut requests: Streaming<proto::DiscoverRequest>,
+        outbox: &Outbox,
+    ) -> Result<(), Status> {
+        let hello = self.hello(&mut requests).await?;
+        let mut session = Session::new(&hello.held, self.timing.endpoints);
+        let presence = self.ledger.connect(&hello.node, session.holding())?;
+        tracing::info!(
+            node = hello.node,
+            version = hello.agent_version,
+            held = hello.held.len(),
+            "agent connected"
+        );
+        let ended = self
+            .converse(&mut requests, outbox, &mut session, &presence)
+            .await;
+        let reason = ended
+            .as_ref()
+            .err()
+            .map_or("the agent left", Status::message);
+        tracing::info!(node = hello.node, reason, "agent disconnected");
+        ended
+    }
+
+    async fn hello(
+        &self,
+        requests: &mut Streaming<proto::DiscoverRequest>,
+    ) -> Result<proto::Hello, Status> {
+        let first = timeout(self.timing.answer, requests.message())
+            .await
+            .map_err(|_| {
+                Status::deadline_exceeded("no hello: the first message must say who the agent is")
+            })??;
+        match first.and_then(|request| request.message) {
+            Some(Message::Hello(hello)) if hello.held.len() > MAX_HELD => Err(
+                Status::resource_exhausted(format!("the hello may name {MAX_HELD} resources")),
+            ),
+            Some(Message::Hello(hello)) => Ok(hello),
+            _ => Err(Status::failed_precondition(
+                "the first message must be a hello",
+            )),
+        }
+    }
+
+    async fn converse(
+        &mut self,
+        requests: &mut Streaming<proto::DiscoverRequest>,
+        outbox: &Outbox,
+        session: &mut Session,
+        presence: &Presence,
+    ) -> Result<(), Status> {
+        let mut turn: Option<OwnedSemaphorePermit> = None;
+        let mut deadline = Instant::now();
+        loop {
+            let catalog = Arc::clone(&self.catalog.borrow_and_update());
+            let now = Instant::now();
+            if (session.is_synced() || turn.is_some())
+                && let Some(response) = session.next(&catalog, now)
+            {
+                self.metrics.pushed(response.resources.len());
+                deadline = now + self.timing.answer;
+                if outbox.try_send(Ok(response)).is_err() {
+                    return Err(Status::cancelled("the agent no longer reads"));
+                }
+            }
+            let due = session.due(&catalog);
+            drop(catalog);
+            tokio::select! {
+                biased;
+                () = stopped(&mut self.stop) => {
+                    return Err(Status::unavailable("the control plane is stopping: reconnect"));
+                }
+                () = presence.superseded() => {
+                    return Err(Status::aborted("a newer stream speaks for this node"));
+                }
+                request = requests.message() => match request?.map(|request| request.message) {
+                    None => return Ok(()),
+                    Some(Some(Message::Ack(ack))) => self.answered(session, presence, &ack, &mut turn),
+                    Some(Some(Message::Hello(_))) => {
+                        return Err(Status::failed_precondition("a stream has one hello: open another stream"));
+                    }
+                    // A message of a later version.
+                    Some(None) => {}
+                },
+                () = sleep_until(deadline), if session.is_waiting() => {
+                    return Err(Status::deadline_exceeded("the last response was not answered in time: reconnect"));
+                }
+                permit = Arc::clone(&self.full_syncs).acquire_owned(), if turn.is_none() && !session.is_synced() => {
+                    turn = permit.ok();
+                }
+                changed = self.catalog.changed(), if !session.is_waiting() => {
+                    changed.map_err(|_| Status::unavailable("the control plane is stopping: reconnect"))?;
+                }
+                () = sleep_until(due.unwrap_or(deadline)), if due.is_some() => {}
+            }
+        }
+    }
+
+    fn answered(
+        &self,
+        session: &mut Session,
+        presence: &Presence,
+        ack: &proto::Ack,
+        turn: &mut Option<OwnedSemaphorePermit>,
+    ) {
+        match session.answer(ack) {
+            Answer::Stale => {
+                self.metrics.answered_late();
+                tracing::debug!(
+                    node = presence.node(),
+                    nonce = ack.nonce,
+                    "an answer to no open question"
+                );
+            }
+            Answer::Taken(taken) => {
+                self.metrics.answered(taken.refused.len());
+                for (id, refusal) in &taken.refused {
+                    tracing::warn!(
+                        node = presence.node(),
+                        resource = %id.name,
+                        version = %refusal.version,
+                        message = refusal.message,
+                        "an agent refuses a resource"
+                    );
+                    self.events.push(rejected(presence.node(), id, refusal));
+                }
+                if taken.synced {
+                    *turn = None;
+                }
+                presence.answered(&taken);
+            }
+        }
+    }
+}
+
+fn rejected(node: &str, id: &ResourceId, refusal: &Refusal) -> Event {
+    let (namespace, name) = id.name.split_once('/').unwrap_or(("", &id.name));
+    Event {
+        at_unix_ms: jiff::Timestamp::now().as_millisecond(),
+        severity: Severity::Warning,
+        reason: "PolicyRejected",
+        kind: "Service",
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+        node: Some(node.to_owned()),
+        from: None,
+        to: None,
+        shadow: false,
+        message: refusal.message.clone(),
+    }
+}

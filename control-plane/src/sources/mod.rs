@@ -1,0 +1,106 @@
+//! Where objects come from. Each source gives the same typed objects, whole:
+//! [`Objects`] is everything at one moment, and the model asks nothing else.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use serde_json::Value;
+use weir_crds::v1alpha1::{CircuitBreakerObject, ResiliencePolicy};
+
+pub mod files;
+pub mod manifest;
+
+use manifest::{ObjectId, Typed};
+
+/// Namespace and name of an object whose kind is clear.
+pub type Key = (String, String);
+
+/// An object, and what its source knows about it.
+#[derive(Clone, Debug)]
+pub struct Sourced<T> {
+    /// The object, in its last good version.
+    pub object: T,
+    /// Counts the good versions of its spec, from 1.
+    pub generation: i64,
+    /// Where it was written, "shop.yaml:14".
+    pub origin: Arc<str>,
+    /// When the source first saw it.
+    pub first_seen: Timestamp,
+    /// When it first saw this generation.
+    pub written: Timestamp,
+    /// What is wrong with a newer version, so that this one stays in force.
+    pub problem: Option<Arc<str>>,
+}
+
+/// An object of which no good version was ever seen.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    /// As it was written.
+    pub written: Value,
+    /// When the source first saw it.
+    pub first_seen: Timestamp,
+    /// What is wrong with it, with its place.
+    pub problem: Arc<str>,
+}
+
+/// Everything that a source holds at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Objects {
+    /// The policies.
+    pub policies: BTreeMap<Key, Sourced<Arc<ResiliencePolicy>>>,
+    /// People's words over breakers.
+    pub breakers: BTreeMap<Key, Sourced<Arc<CircuitBreakerObject>>>,
+    /// The services.
+    pub services: BTreeMap<Key, Sourced<Arc<Service>>>,
+    /// Where their requests go.
+    pub slices: BTreeMap<Key, Sourced<Arc<EndpointSlice>>>,
+    /// Objects that cannot be used at all.
+    pub refused: BTreeMap<ObjectId, Refused>,
+    /// Findings in all files, for people: "shop.yaml:14:3: …".
+    pub problems: Vec<String>,
+}
+
+impl Objects {
+    /// Adds one object; what was there under its name is replaced.
+    pub fn insert(&mut self, id: &ObjectId, object: &Typed, about: Sourced<()>) {
+        let key = (id.namespace.clone(), id.name.clone());
+        match object {
+            Typed::ResiliencePolicy(policy) => {
+                self.policies.insert(key, about.with(Arc::clone(policy)));
+            }
+            Typed::CircuitBreaker(breaker) => {
+                self.breakers.insert(key, about.with(Arc::clone(breaker)));
+            }
+            Typed::Service(service) => {
+                self.services.insert(key, about.with(Arc::clone(service)));
+            }
+            Typed::EndpointSlice(slice) => {
+                self.slices.insert(key, about.with(Arc::clone(slice)));
+            }
+        }
+    }
+}
+
+impl Sourced<()> {
+    fn with<T>(self, object: T) -> Sourced<T> {
+        let Sourced {
+            object: (),
+            generation,
+            origin,
+            first_seen,
+            written,
+            problem,
+        } = self;
+        Sourced {
+            object,
+            generation,
+            origin,
+            first_seen,
+            written,
+            problem,
+        }
+    }
+}

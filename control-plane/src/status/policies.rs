@@ -1,0 +1,302 @@
+//! The status of policies.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+use weir_crds::v1alpha1::{
+    AgentCounts, BreakerCounts, Condition, ConditionStatus, ConditionType, PolicySummary, Reason,
+    Rejection, ResiliencePolicy, ResiliencePolicyStatus, TargetKind, TargetRef, TargetStatus,
+};
+
+use super::{Memory, View, cut, metadata, whole};
+use crate::ledger::Verdict as Enforced;
+use crate::model::{PolicyOutcome, Verdict};
+use crate::sources::Key;
+use crate::sources::manifest::Kind;
+
+/// Rejections that a status names.
+const MAX_REJECTIONS: usize = 10;
+
+/// How far the agents are with a policy.
+struct Rollout {
+    agents: AgentCounts,
+    rejections: Vec<Rejection>,
+    /// First node that is away.
+    away: Option<String>,
+    /// Features that every agent in scope lacks.
+    lacking: Vec<String>,
+}
+
+impl Memory {
+    /// Every policy with its status. `states` counts the breakers of each policy.
+    pub(super) fn policies(
+        &mut self,
+        view: &View<'_>,
+        states: &BTreeMap<Key, BreakerCounts>,
+    ) -> BTreeMap<Key, Value> {
+        let mut objects = BTreeMap::new();
+        for (key, source) in &view.objects.policies {
+            let Some(outcome) = view.compiled.policies.get(key) else {
+                continue;
+            };
+            let rollout = rollout(view, outcome);
+            let of = format!("ResiliencePolicy/{}/{}", key.0, key.1);
+            let mut conditions = vec![
+                self.verdict(
+                    &of,
+                    ConditionType::Accepted,
+                    &outcome.accepted,
+                    source.generation,
+                    view.now,
+                ),
+                self.verdict(
+                    &of,
+                    ConditionType::ResolvedRefs,
+                    &outcome.resolved,
+                    source.generation,
+                    view.now,
+                ),
+            ];
+            let (status, reason, message) = programmed(outcome, &rollout);
+            let programmed = (reason, message.as_str());
+            conditions.push(self.condition(
+                &of,
+                ConditionType::Programmed,
+                status,
+                programmed,
+                source.generation,
+                view.now,
+            ));
+            if let Some(verdict) = &outcome.ineffective {
+                conditions.push(self.verdict(
+                    &of,
+                    ConditionType::Effective,
+                    verdict,
+                    source.generation,
+                    view.now,
+                ));
+            }
+            let targets = self.targets(&of, outcome, source.generation, view);
+            let mut object = ResiliencePolicy::clone(&source.object);
+            object.metadata = metadata(&object.metadata, source);
+            object.status = Some(ResiliencePolicyStatus {
+                conditions,
+                summary: Some(PolicySummary {
+                    targets: summary(&object.spec.target_refs),
+                    agents: format!("{}/{}", rollout.agents.programmed, rollout.agents.expected),
+                }),
+                agents: Some(rollout.agents),
+                rejections: rollout.rejections,
+                targets,
+                breakers: Some(states.get(key).cloned().unwrap_or_default()),
+            });
+            objects.insert(key.clone(), whole(&object));
+        }
+        self.refused(view, &mut objects);
+        objects
+    }
+
+    fn targets(
+        &mut self,
+        of: &str,
+        outcome: &PolicyOutcome,
+        generation: i64,
+        view: &View<'_>,
+    ) -> Vec<TargetStatus> {
+        let mut targets = Vec::new();
+        for (index, target) in outcome.targets.iter().enumerate() {
+            let of = format!("{of}/{index}");
+            targets.push(TargetStatus {
+                target_ref: target.reference.clone(),
+                conditions: vec![
+                    self.verdict(
+                        &of,
+                        ConditionType::Accepted,
+                        &target.accepted,
+                        generation,
+                        view.now,
+                    ),
+                    self.verdict(
+                        &of,
+                        ConditionType::ResolvedRefs,
+                        &target.resolved,
+                        generation,
+                        view.now,
+                    ),
+                ],
+                sections: target.sections.clone(),
+                adaptive_timeout: None,
+            });
+        }
+        targets
+    }
+
+    /// Policies of which no good version was ever seen, as they were written.
+    fn refused(&mut self, view: &View<'_>, objects: &mut BTreeMap<Key, Value>) {
+        for (id, refused) in view
+            .objects
+            .refused
+            .iter()
+            .filter(|(id, _)| id.kind == Kind::ResiliencePolicy)
+        {
+            let of = format!("ResiliencePolicy/{}/{}", id.namespace, id.name);
+            let verdict = Verdict {
+                good: false,
+                reason: Reason::Invalid,
+                message: refused.problem.to_string(),
+            };
+            let conditions: Vec<Condition> = [ConditionType::Accepted, ConditionType::Programmed]
+                .into_iter()
+                .map(|r#type| self.verdict(&of, r#type, &verdict, 0, view.now))
+                .collect();
+            let mut object = refused.written.clone();
+            object["metadata"]["creationTimestamp"] = json!(format!("{:.0}", refused.first_seen));
+            object["status"] = json!({ "conditions": conditions });
+            objects.insert((id.namespace.clone(), id.name.clone()), object);
+        }
+    }
+}
+
+fn rollout(view: &View<'_>, outcome: &PolicyOutcome) -> Rollout {
+    let services: Vec<_> = outcome
+        .services
+        .iter()
+        .filter_map(|service| view.versions.get(service))
+        .cloned()
+        .collect();
+    let mut rollout = Rollout {
+        agents: AgentCounts::default(),
+        rejections: Vec::new(),
+        away: None,
+        lacking: Vec::new(),
+    };
+    for node in view.nodes {
+        rollout.agents.expected += 1;
+        if !node.connected {
+            rollout.agents.unreachable += 1;
+            rollout.away.get_or_insert_with(|| node.name.to_string());
+            continue;
+        }
+        match node.verdict(&services) {
+            Enforced::Enforced => rollout.agents.programmed += 1,
+            Enforced::Pending => {}
+            Enforced::Refused {
+                message,
+                missing_features,
+            } => {
+                let first = rollout.agents.rejected == 0;
+                rollout.agents.rejected += 1;
+                match first {
+                    true => rollout.lacking = missing_features,
+                    false => rollout
+                        .lacking
+                        .retain(|feature| missing_features.contains(feature)),
+                }
+                if rollout.rejections.len() < MAX_REJECTIONS {
+                    rollout.rejections.push(Rejection {
+                        node: node.name.to_string(),
+                        message: cut(&message),
+                    });
+                }
+            }
+        }
+    }
+    rollout
+}
+
+/// Whether every node in scope enforces this generation.
+fn programmed(outcome: &PolicyOutcome, rollout: &Rollout) -> (ConditionStatus, Reason, String) {
+    let Rollout {
+        agents,
+        rejections,
+        away,
+        lacking,
+    } = rollout;
+    let bad = |reason, message| (ConditionStatus::False, reason, message);
+    let stays = outcome.accepted.reason == Reason::Invalid && !outcome.services.is_empty();
+    if !outcome.accepted.good && !stays {
+        return bad(
+            outcome.accepted.reason,
+            "not accepted: see condition Accepted".to_owned(),
+        );
+    }
+    if outcome.services.is_empty() {
+        return bad(
+            outcome.resolved.reason,
+            "there is nothing to enforce it for: see condition ResolvedRefs".to_owned(),
+        );
+    }
+    if agents.expected == 0 {
+        let message =
+            "no agent has connected: start `weir agent`, or `weir run`, which has one".to_owned();
+        return (ConditionStatus::Unknown, Reason::NoAgents, message);
+    }
+    if agents.rejected == agents.expected && !lacking.is_empty() {
+        return bad(
+            Reason::UnsupportedSection,
+            format!(
+                "no agent can enforce {} yet: update the agents",
+                lacking.join(", ")
+            ),
+        );
+    }
+    if let Some(rejection) = rejections.first() {
+        let others = match agents.rejected {
+            1 => String::new(),
+            more => format!(" (and {} more)", more - 1),
+        };
+        return bad(
+            Reason::Rejected,
+            format!("node {}{others}: {}", rejection.node, rejection.message),
+        );
+    }
+    if let Some(node) = away {
+        let message = format!(
+            "{} of {} agents are away, {node} for one: see that they run and reach the control plane",
+            agents.unreachable, agents.expected
+        );
+        return bad(Reason::Unreachable, message);
+    }
+    if agents.programmed < agents.expected {
+        return bad(
+            Reason::Pending,
+            format!(
+                "{} of {} agents enforce it so far",
+                agents.programmed, agents.expected
+            ),
+        );
+    }
+    if !outcome.unsupported.is_empty() {
+        let message = format!(
+            "not enforced yet: {}; everything else of the policy is",
+            outcome.unsupported.join(", ")
+        );
+        return bad(Reason::UnsupportedSection, message);
+    }
+    let message = format!(
+        "enforced by {} of {} agents",
+        agents.programmed, agents.expected
+    );
+    (ConditionStatus::True, Reason::Programmed, message)
+}
+
+/// `Service/payments +2`.
+fn summary(references: &[TargetRef]) -> String {
+    let Some(first) = references.first() else {
+        return String::new();
+    };
+    let kind = match first.kind {
+        TargetKind::Service => "Service",
+        TargetKind::Host => "Host",
+        TargetKind::Namespace => "Namespace",
+        TargetKind::Mesh => return "Mesh".to_owned(),
+    };
+    let mut text = format!("{kind}/{}", first.name.as_deref().unwrap_or_default());
+    if let Some(port) = &first.section_name {
+        text.push_str(&format!(":{port}"));
+    }
+    if references.len() > 1 {
+        text.push_str(&format!(" +{}", references.len() - 1));
+    }
+    text
+}

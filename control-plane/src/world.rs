@@ -1,0 +1,253 @@
+//! The one task in which everything comes together: objects come in, the
+//! catalog goes out to the agents, what they say goes into the statuses.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+use weir_proto::v1alpha1::ResourceKind;
+
+use crate::events::{Event, Events, Severity};
+use crate::ledger::{Ledger, Verdict};
+use crate::metrics::{Gauges, Metrics};
+use crate::model::{Compiled, compile};
+use crate::push::{Catalog, Encoded, ResourceId};
+use crate::sources::Objects;
+use crate::status::{Memory, Versions, View};
+use crate::stop::stopped;
+use crate::store::{Collection, Store};
+
+/// Statuses are computed no more often; what agents say in between is taken
+/// together.
+const STATUS_EVERY: Duration = Duration::from_millis(20);
+
+/// See the module.
+pub(crate) struct World {
+    pub(crate) objects: watch::Receiver<Arc<Objects>>,
+    pub(crate) catalog: watch::Sender<Arc<Catalog>>,
+    pub(crate) ledger: Arc<Ledger>,
+    pub(crate) store: Arc<Store>,
+    pub(crate) events: Arc<Events>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) gauges: watch::Sender<Gauges>,
+    pub(crate) ready: Arc<AtomicBool>,
+}
+
+/// What the last compile left.
+#[derive(Default)]
+struct State {
+    objects: Arc<Objects>,
+    compiled: Compiled,
+    versions: Versions,
+    memory: Memory,
+    problems: Vec<String>,
+    /// When services changed that some agent does not enforce yet.
+    unsettled: Option<Instant>,
+    /// When something changes by itself.
+    again: Option<Instant>,
+}
+
+impl World {
+    /// Runs until `stop` is true.
+    pub(crate) async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        let mut state = State::default();
+        let mut next_status = Instant::now();
+        let mut dirty = false;
+        self.compile(&mut state);
+        self.show(&mut state);
+        self.ready.store(true, Ordering::Release);
+        loop {
+            let overridden = state.compiled.until.map(in_instants);
+            let again = state.again.into_iter().chain(overridden).min();
+            tokio::select! {
+                biased;
+                () = stopped(&mut stop) => return,
+                changed = self.objects.changed() => {
+                    if changed.is_err() {
+                        // The source has ended; what it gave stays in force.
+                        return stopped(&mut stop).await;
+                    }
+                    self.compile(&mut state);
+                    dirty = true;
+                }
+                () = sleep_until(next_status), if dirty => {
+                    dirty = false;
+                    self.show(&mut state);
+                    next_status = Instant::now() + STATUS_EVERY;
+                }
+                () = self.ledger.changed(), if !dirty => {
+                    self.settle(&mut state);
+                    dirty = true;
+                }
+                () = sleep_until(again.unwrap_or(next_status)), if again.is_some() => {
+                    if overridden.is_some_and(|overridden| overridden <= Instant::now()) {
+                        self.compile(&mut state);
+                    }
+                    dirty = true;
+                    state.again = None;
+                }
+            }
+        }
+    }
+
+    /// Compiles, and publishes what changed.
+    fn compile(&mut self, state: &mut State) {
+        state.objects = Arc::clone(&self.objects.borrow_and_update());
+        let compiled = compile(&state.objects, Timestamp::now());
+        self.metrics.compiled();
+        let before = Arc::clone(&self.catalog.borrow());
+        let catalog = encode(&compiled, &before);
+        state.versions = versions(&compiled, &catalog);
+        let services = |catalog: &Catalog| -> Vec<(ResourceId, Arc<str>)> {
+            let services = catalog
+                .resources
+                .iter()
+                .filter(|(id, _)| id.kind == ResourceKind::Service);
+            services
+                .map(|(id, resource)| (id.clone(), Arc::clone(&resource.version)))
+                .collect()
+        };
+        if services(&catalog) != services(&before) {
+            state.unsettled = Some(Instant::now());
+        }
+        if catalog != *before {
+            self.catalog.send_replace(Arc::new(catalog));
+        }
+        self.tell_problems(state, &compiled);
+        state.compiled = compiled;
+        self.settle(state);
+    }
+
+    /// Each problem is told once, when it comes.
+    fn tell_problems(&self, state: &mut State, compiled: &Compiled) {
+        let problems: Vec<String> = state
+            .objects
+            .problems
+            .iter()
+            .chain(&compiled.problems)
+            .cloned()
+            .collect();
+        for problem in problems
+            .iter()
+            .filter(|problem| !state.problems.contains(problem))
+        {
+            tracing::warn!(problem, "manifest");
+            self.events.push(Event {
+                at_unix_ms: Timestamp::now().as_millisecond(),
+                severity: Severity::Warning,
+                reason: "ManifestInvalid",
+                kind: "File",
+                namespace: String::new(),
+                name: problem.split(':').next().unwrap_or_default().to_owned(),
+                node: None,
+                from: None,
+                to: None,
+                shadow: false,
+                message: problem.clone(),
+            });
+        }
+        if problems.is_empty() && !state.problems.is_empty() {
+            tracing::info!("all manifests are good again");
+        }
+        state.problems = problems;
+    }
+
+    /// Notes how long the last change took, once every agent that is there
+    /// enforces or refuses it.
+    fn settle(&self, state: &mut State) {
+        let Some(since) = state.unsettled else { return };
+        let services: Vec<_> = state.versions.values().cloned().collect();
+        let nodes = self.ledger.nodes();
+        let mut here = nodes.iter().filter(|node| node.connected).peekable();
+        if here.peek().is_some() && here.all(|node| node.verdict(&services) != Verdict::Pending) {
+            self.metrics.settled(since.elapsed());
+            tracing::debug!(took = ?since.elapsed(), "a change is enforced everywhere");
+            state.unsettled = None;
+        }
+    }
+
+    /// Computes all statuses, and shows what changed.
+    fn show(&self, state: &mut State) {
+        let now = Instant::now();
+        let forget = self.ledger.forget(now);
+        let nodes = self.ledger.nodes();
+        let view = View {
+            objects: &state.objects,
+            compiled: &state.compiled,
+            versions: &state.versions,
+            ledger: &self.ledger,
+            nodes: &nodes,
+            now: Timestamp::now(),
+            instant: now,
+        };
+        let statuses = state.memory.statuses(&view);
+        state.again = forget.into_iter().chain(statuses.again).min();
+        self.gauges.send_replace(Gauges {
+            agents: 0,
+            services: state.versions.len() as u64,
+            endpoints: state.versions.len() as u64,
+            policies: statuses.policies.len() as u64,
+            source_problems: state.problems.len() as u64,
+            breakers: statuses.counts,
+        });
+        self.store
+            .replace(Collection::ResiliencePolicies, statuses.policies);
+        self.store
+            .replace(Collection::CircuitBreakers, statuses.breakers);
+    }
+}
+
+/// The moment on the clock that timers use.
+fn in_instants(at: Timestamp) -> Instant {
+    let left = at.duration_since(Timestamp::now());
+    Instant::now() + Duration::try_from(left).unwrap_or(Duration::ZERO)
+}
+
+/// Encodes what changed. A service that agents could not read keeps its last
+/// good version.
+pub(crate) fn encode(compiled: &Compiled, before: &Catalog) -> Catalog {
+    let mut resources = BTreeMap::new();
+    for ((namespace, name), outcome) in &compiled.services {
+        let ids = [
+            ResourceId::service(namespace, name),
+            ResourceId::endpoints(namespace, name),
+        ];
+        let encoded = match outcome.refused {
+            Some(_) => ids.each_ref().map(|id| before.resources.get(id).cloned()),
+            None => [
+                Some(Arc::new(Encoded::new(
+                    &outcome.config,
+                    outcome.requires.clone(),
+                ))),
+                Some(Arc::new(Encoded::new(&outcome.endpoints, Vec::new()))),
+            ],
+        };
+        for (id, fresh) in ids.into_iter().zip(encoded) {
+            let Some(fresh) = fresh else { continue };
+            let kept = before
+                .resources
+                .get(&id)
+                .filter(|old| **old == fresh)
+                .cloned();
+            resources.insert(id, kept.unwrap_or(fresh));
+        }
+    }
+    Catalog { resources }
+}
+
+/// The versions that agents should enforce.
+pub(crate) fn versions(compiled: &Compiled, catalog: &Catalog) -> Versions {
+    compiled
+        .services
+        .keys()
+        .filter_map(|key| {
+            let id = ResourceId::service(&key.0, &key.1);
+            let version = Arc::clone(&catalog.resources.get(&id)?.version);
+            Some((key.clone(), (id, version)))
+        })
+        .collect()
+}
