@@ -1,1 +1,20 @@
-//! tests
+//! What Weir's tests across crates share: a whole Weir in a temporary
+//! directory ([`House`]), destinations that do what a test tells them
+//! ([`Backend`]), callers ([`call`]), and the programs of others
+//! ([`programs`]).
+//!
+//! A test writes manifests as a person would and looks at what callers get and
+//! at what the control plane shows. It waits for conditions, each with a bound,
+//! and never for a time.
+
+#![allow(clippy::print_stdout)] // tests print what they measured
+
+pub mod backend;
+pub mod call;
+mod house;
+pub mod programs;
+mod wait;
+
+pub use backend::{Backend, Reply};
+pub use house::{House, Manifests};
+pub use wait::{eventually, eventually_within};

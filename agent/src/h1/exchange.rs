@@ -151,6 +151,7 @@ impl Run<'_> {
                 Ok(upstream) => upstream,
                 Err(step) => return step,
             };
+            self.out.clear();
             let mut link = Link::new(self, upstream);
             let came = poll_fn(|cx| link.poll_head(cx)).await;
             let Link {
@@ -552,7 +553,6 @@ struct Link<'r, 'a> {
 impl<'r, 'a> Link<'r, 'a> {
     fn new(run: &'r mut Run<'a>, upstream: Upstream) -> Link<'r, 'a> {
         let last_byte = run.caller.worker.clock.now();
-        run.out.clear();
         Link {
             run,
             upstream,
