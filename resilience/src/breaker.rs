@@ -184,7 +184,7 @@ impl Breaker {
     /// that the breaker stays open, should it open now.
     #[allow(clippy::needless_pass_by_value)] // It is used up.
     pub fn record(&self, shard: usize, permit: Permit, now: Time, random: u64, outcome: &Outcome) {
-        let Permit { epoch, .. } = permit;
+        let epoch = permit.epoch;
         let tick = self.window.tick(now);
         let mut word = self.word(Ordering::Acquire);
         if epoch == word.epoch() && word.is_over(now) {
@@ -194,7 +194,9 @@ impl Breaker {
         if epoch != word.epoch() {
             return;
         }
-        let judged = self.settings.judge(outcome);
+        let Some(judged) = self.settings.judge(outcome) else {
+            return self.release(permit, now);
+        };
         let sample = Sample {
             failure: judged.failure,
             slow: judged.slow,
@@ -214,10 +216,21 @@ impl Breaker {
     /// caller left, or Weir refused it. A probe's slot comes back.
     #[allow(clippy::needless_pass_by_value)] // It is used up.
     pub fn release(&self, permit: Permit, _now: Time) {
-        let Permit { epoch, probe } = permit;
-        if probe {
-            self.probes.release(epoch);
+        if permit.probe {
+            self.probes.release(permit.epoch);
         }
+    }
+
+    /// Its state, after what time alone has brought about. Unlike
+    /// [`Breaker::status`] it allocates nothing, and takes the mutex only when
+    /// a step is due.
+    pub fn state(&self, now: Time) -> State {
+        let word = self.word(Ordering::Acquire);
+        if !word.is_over(now) {
+            return word.state();
+        }
+        drop(self.advance(now));
+        self.word(Ordering::Acquire).state()
     }
 
     /// Its state and figures, after what time alone has brought about.

@@ -284,7 +284,10 @@ pub struct FailureOn {
 }
 
 /// How long a breaker stays open: `duration` · 2ⁿ after n failed recoveries,
-/// at most `max`, shortened or lengthened by up to `jitter`.
+/// shortened or lengthened by up to `jitter`, at most `max`.
+///
+/// A recovery has failed when a probe failed, when it took too long, or when
+/// the breaker opened again before its ramp was over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct OpenTime {
     /// The first time.
@@ -302,7 +305,9 @@ pub struct OpenTime {
 pub struct HalfOpen {
     /// Requests let through at once, and successes in a row that close it.
     pub probes: NonZeroU16,
-    /// A recovery that takes longer has failed.
+    /// A recovery that takes longer has failed. The time runs from a probe on
+    /// until a success leaves no probe under way: it is the destination that is
+    /// timed, not how often somebody calls it.
     pub timeout: Duration,
     /// After closing, the admitted share grows to all in this time.
     pub ramp_up: Option<Duration>,

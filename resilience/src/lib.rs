@@ -3,8 +3,10 @@
 //!
 //! Nothing here does I/O, reads a clock or draws random numbers: the caller
 //! passes [`Time`] and randomness in, so that a test can put any machine into
-//! any situation at once. Every machine is `Send + Sync`, bounded in memory,
-//! and lock-free where a request passes through it.
+//! any situation at once. Every machine is `Send + Sync` and bounded in memory.
+//! A request that is let through takes no lock in any of them, unless the
+//! policy asks for a breaker over the last so many requests, or it had to
+//! queue.
 
 pub mod backoff;
 pub mod balance;

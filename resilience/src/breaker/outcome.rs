@@ -29,8 +29,9 @@ pub enum Outcome {
         /// From admission to the end of the response.
         took: Duration,
     },
-    /// It did not. A cause that the breaker's `failureOn` does not list
-    /// counts as a success.
+    /// It did not. Where the breaker's `failureOn` does not list the cause, an
+    /// answer counts as a success, and one that never came counts not at all,
+    /// unless it was slow.
     Failure {
         /// How it failed.
         cause: Cause,
@@ -66,6 +67,16 @@ impl Cause {
             self,
             Cause::Status(TOO_MANY_REQUESTS) | Cause::Grpc(RESOURCE_EXHAUSTED)
         )
+    }
+}
+
+impl Cause {
+    /// Whether the destination answered at all.
+    pub(super) fn is_answer(self) -> bool {
+        match self {
+            Cause::Status(_) | Cause::Grpc(_) => true,
+            Cause::Timeout | Cause::Connect | Cause::Reset => false,
+        }
     }
 }
 

@@ -92,8 +92,9 @@ impl Settings {
         set_long(&self.half_open_nanos, nanos(config.half_open.timeout));
     }
 
-    pub(super) fn judge(&self, outcome: &Outcome) -> Judged {
-        let (took, failure, retry_after) = match *outcome {
+    /// `None` when the outcome says nothing of the destination.
+    pub(super) fn judge(&self, outcome: &Outcome) -> Option<Judged> {
+        let (took, cause, retry_after) = match *outcome {
             Outcome::Success { took } => (took, None, None),
             Outcome::Failure {
                 cause,
@@ -101,11 +102,14 @@ impl Settings {
                 retry_after,
             } => (took, Some(cause), retry_after),
         };
-        Judged {
-            failure: failure.filter(|cause| self.is_failure(*cause)),
-            slow: nanos(took) > self.slow_nanos.load(Ordering::Relaxed),
+        let slow = nanos(took) > self.slow_nanos.load(Ordering::Relaxed);
+        let failure = cause.filter(|cause| self.is_failure(*cause));
+        let answered = cause.is_none_or(Cause::is_answer);
+        (failure.is_some() || answered || slow).then_some(Judged {
+            failure,
+            slow,
             retry_after,
-        }
+        })
     }
 
     fn is_failure(&self, cause: Cause) -> bool {

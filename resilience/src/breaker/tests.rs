@@ -135,7 +135,7 @@ impl Bench {
     }
 
     fn state(&self) -> State {
-        self.breaker.status(self.now).state
+        self.breaker.state(self.now)
     }
 
     fn transitions(&self) -> Vec<Transition> {

@@ -13,6 +13,7 @@ use weir_proto::v1alpha1 as proto;
 
 use super::{Endpoint, Endpoints, Policy, Port, Protocol, Route, Service, ServiceId};
 
+mod breaker;
 mod matches;
 mod sections;
 mod shared;
@@ -137,7 +138,7 @@ fn port(at: &mut At<'_>, message: &proto::Port) -> Option<Port> {
     };
     let listen = match message.listen.as_str() {
         "" => Some(None),
-        listen => at.address("listen", listen).map(Some),
+        listen => at.listener(listen).map(Some),
     };
     let policy = policy(at, message.policy.as_ref());
     at.at_most("routes", message.routes.len(), MAX_ROUTES);
@@ -288,6 +289,15 @@ impl At<'_> {
             return None;
         }
         Some(key.to_owned())
+    }
+
+    /// Port 0 stands for any free port, which the agent picks.
+    fn listener(&mut self, text: &str) -> Option<SocketAddr> {
+        let address = text.parse();
+        if address.is_err() {
+            self.refuse("listen", format!("{text:?} is not an IP address and port; write \"127.0.0.1:8081\""));
+        }
+        address.ok()
     }
 
     fn address(&mut self, field: &str, text: &str) -> Option<SocketAddr> {

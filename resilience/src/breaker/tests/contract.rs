@@ -87,27 +87,40 @@ fn a_429_counts_in_the_rate_and_not_in_a_row() {
     }
 }
 
+/// Neither timeouts nor connection failures are listed.
+fn only_answers(config: config::Breaker) -> config::Breaker {
+    let failure_on = FailureOn {
+        timeouts: false,
+        connection_failure: false,
+        ..config.failure_on
+    };
+    config::Breaker {
+        failure_on,
+        ..config
+    }
+}
+
 #[test]
-fn what_the_policy_does_not_list_is_a_success() {
-    let bench = Bench::new(&consecutive(1));
+fn an_answer_that_the_policy_does_not_list_is_a_success() {
+    let bench = Bench::new(&only_answers(consecutive(1)));
     bench.requests(&[failed(Cause::Status(404)), failed(Cause::Grpc(5))]);
-    assert_eq!(bench.state(), State::Closed);
-    bench.reconfigure(&config::Breaker {
-        failure_on: FailureOn {
-            timeouts: false,
-            connection_failure: false,
-            ..config().failure_on
-        },
-        ..consecutive(1)
-    });
-    bench.requests(&[
-        failed(Cause::Timeout),
-        failed(Cause::Connect),
-        failed(Cause::Reset),
-    ]);
-    assert_eq!(bench.state(), State::Closed);
+    let status = bench.breaker.status(bench.now);
+    assert_eq!((status.state, status.window_requests), (State::Closed, 2));
     bench.request(&failed(Cause::Grpc(14)));
     assert_eq!(bench.state(), State::Open);
+}
+
+#[test]
+fn an_answer_that_never_came_is_no_success_even_where_it_is_no_failure() {
+    let mut bench = Bench::new(&only_answers(config()));
+    let none = [Cause::Timeout, Cause::Connect, Cause::Reset].map(failed);
+    bench.requests(&none);
+    assert_eq!(bench.breaker.status(bench.now).window_requests, 0);
+    bench.half_open();
+    bench.requests(&none);
+    assert_eq!(bench.state(), State::HalfOpen);
+    bench.requests(&[ok(), ok()]);
+    assert_eq!(bench.state(), State::Closed, "the slots came back");
 }
 
 #[test]

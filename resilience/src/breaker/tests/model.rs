@@ -134,6 +134,12 @@ impl Model {
             return;
         }
         let cause = match outcome {
+            Outcome::Failure {
+                cause: Cause::Timeout,
+                ..
+            } if !self.config.failure_on.timeouts => {
+                return self.release(epoch);
+            }
             Outcome::Failure { cause, .. } => Some(cause),
             Outcome::Success { .. } => None,
         };
@@ -259,21 +265,24 @@ fn configs() -> impl Strategy<Value = config::Breaker> {
         0u32..100,
         0u32..5,
         1u16..4,
-        prop::bool::ANY,
+        any::<[bool; 2]>(),
     )
-        .prop_map(|(window, minimum, percent, in_a_row, probes, ramp)| {
-            let mut config = config();
-            config.window = window;
-            config.minimum_requests = NonZeroU32::new(minimum).unwrap();
-            config.failure_percent = Percent::new(percent).filter(|percent| percent.get() > 0);
-            config.consecutive_failures = NonZeroU32::new(in_a_row);
-            config.open.duration = SECOND;
-            config.open.max = 6 * SECOND;
-            config.half_open.probes = NonZeroU16::new(probes).unwrap();
-            config.half_open.timeout = 2 * SECOND;
-            config.half_open.ramp_up = ramp.then_some(2 * SECOND);
-            config
-        })
+        .prop_map(
+            |(window, minimum, percent, in_a_row, probes, [ramp, timeouts])| {
+                let mut config = config();
+                config.window = window;
+                config.minimum_requests = NonZeroU32::new(minimum).unwrap();
+                config.failure_percent = Percent::new(percent).filter(|percent| percent.get() > 0);
+                config.consecutive_failures = NonZeroU32::new(in_a_row);
+                config.failure_on.timeouts = timeouts;
+                config.open.duration = SECOND;
+                config.open.max = 6 * SECOND;
+                config.half_open.probes = NonZeroU16::new(probes).unwrap();
+                config.half_open.timeout = 2 * SECOND;
+                config.half_open.ramp_up = ramp.then_some(2 * SECOND);
+                config
+            },
+        )
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -346,7 +355,7 @@ proptest! {
         }
         breaker.poll(now, &mut events);
         model.advance(now);
-        prop_assert_eq!(breaker.status(now).state, model.state());
+        prop_assert_eq!(breaker.state(now), model.state());
         prop_assert_eq!(events.len() as u64 + breaker.lost_transitions(), model.epoch);
         for pair in events.windows(2) {
             prop_assert_eq!((pair[0].to, pair[0].epoch + 1), (pair[1].from, pair[1].epoch));

@@ -96,11 +96,8 @@ fn path(at: &mut At<'_>, message: &proto::PathMatch) -> Option<PathMatch> {
 }
 
 fn absolute(at: &mut At<'_>, field: &str, path: &str) -> Option<String> {
-    if !path.starts_with('/') || path.contains(['?', '#']) {
-        at.refuse(
-            field,
-            format!("{path:?} must begin with / and have no query"),
-        );
+    if !path.starts_with('/') {
+        at.refuse(field, format!("{path:?} must begin with /"));
         return None;
     }
     literal(at, field, path)
