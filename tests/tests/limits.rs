@@ -233,7 +233,7 @@ async fn in_shadow_every_section_decides_and_counts_and_changes_nothing() -> Res
         if seen.target == "/slow" { slowly(Duration::from_millis(300), 200).await } else { Reply::status(500) }
     })
     .await;
-    let spec = "  mode: Shadow\n  timeouts: {request: 100ms}\n  retries: {on: {statusCodes: [500-599]}}\n  circuitBreaker: {minimumRequests: 2, failurePercent: 50, open: {duration: 60s}}\n  bulkheads: [{name: one, at: Caller, maxConcurrent: 1}]\n  loadShedding: {concurrency: {max: 1}}";
+    let spec = "  mode: Shadow\n  timeouts: {request: 100ms}\n  retries: {retryOn: {statusCodes: [500-599]}}\n  circuitBreaker: {minimumRequests: 2, failurePercent: 50, open: {duration: 60s}}\n  bulkheads: [{name: one, at: Caller, maxConcurrent: 1}]\n  loadShedding: {concurrency: {max: 1}}";
     let house = House::payments(&[backend.address()], spec).await?;
     let payments = house.listener("payments").await;
     for _ in 0..10 {
