@@ -98,17 +98,26 @@ fn finished(crd: impl serde::Serialize) -> Value {
 /// - paragraphs of descriptions on one line, `kubectl explain` breaks them itself;
 /// - no `nullable`: null is then the same as absent, and rules need not ask;
 /// - keys in order, so that a change of the types changes nothing else;
-/// - no `format` of numbers: the API server does not know the unsigned ones.
+/// - the range of numbers instead of their `format`: the API server does not know
+///   the unsigned ones;
 fn tidy(schema: &mut Value) {
     let Some(schema) = schema.as_object_mut() else {
         return;
     };
     schema.remove("nullable");
+    if let Some(words) = schema.get_mut("enum").and_then(Value::as_array_mut) {
+        words.retain(|word| !word.is_null());
+    }
     if let Some(Value::String(description)) = schema.get_mut("description") {
         *description = paragraphs(description);
     }
     if schema.get("type").is_some_and(|kind| kind == "integer") {
-        schema.remove("format");
+        if schema
+            .remove("format")
+            .is_some_and(|format| format == "uint32")
+        {
+            schema.entry("maximum").or_insert(u32::MAX.into());
+        }
         whole_numbers(schema);
     }
     if schema.get("x-kubernetes-int-or-string").is_some() {

@@ -21,7 +21,7 @@ pub struct Retries {
     #[schemars(range(max = 10))]
     pub attempts: u32,
     /// What counts as a failed try.
-    pub on: RetryOn,
+    pub retry_on: RetryOn,
     /// Methods that may be repeated without further word, in upper case. Up to
     /// 16.
     #[schemars(with = "Vec<Method>", length(max = 16), extend("x-kubernetes-list-type" = "set"))]
@@ -47,7 +47,7 @@ impl Default for Retries {
     fn default() -> Retries {
         Retries {
             attempts: 2,
-            on: RetryOn::default(),
+            retry_on: RetryOn::default(),
             methods: ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"]
                 .map(str::to_owned)
                 .to_vec(),

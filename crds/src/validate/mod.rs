@@ -15,6 +15,7 @@ mod nearest;
 mod normal;
 mod rules;
 mod structure;
+mod words;
 
 use std::fmt;
 
@@ -25,7 +26,8 @@ use crate::Kind;
 /// What is wrong with one field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// Which field: `spec.retries.attempts`, `spec.routes[0].name`.
+    /// Which field: `spec.retries.attempts`, `spec.routes[0].name`; empty for
+    /// the object itself.
     pub path: String,
     /// What is wrong with it, and what to write instead.
     pub message: String,
@@ -33,7 +35,11 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.path, self.message)
+        if self.path.is_empty() {
+            f.write_str(&self.message)
+        } else {
+            write!(f, "{}: {}", self.path, self.message)
+        }
     }
 }
 
@@ -80,7 +86,7 @@ impl Problems {
             });
         } else if self.list.len() == MAX_PROBLEMS {
             self.list.push(Problem {
-                path: "metadata.name".to_owned(),
+                path: String::new(),
                 message: format!("this object has more than {MAX_PROBLEMS} problems: correct these, then check again"),
             });
         }
@@ -95,9 +101,14 @@ impl Problems {
         self.add(path, message);
     }
 
+    /// Whether nothing more will be told: looking on would be for nothing.
+    fn full(&self) -> bool {
+        self.list.len() > MAX_PROBLEMS
+    }
+
     /// Whether the structure of `path` and all that it holds is right.
     fn whole(&self, path: &str) -> bool {
-        self.list.len() < MAX_PROBLEMS && !self.broken.iter().any(|broken| is_within(broken, path))
+        !self.broken.iter().any(|broken| is_within(broken, path))
     }
 }
 

@@ -59,6 +59,9 @@ fn collect(schema: &Value, messages: &mut HashMap<String, String>) {
 }
 
 pub(super) fn check(kind: Kind, object: &Value, problems: &mut Problems) {
+    if problems.full() {
+        return;
+    }
     let rules: &Rules = match kind {
         Kind::ResiliencePolicy => &POLICY,
         Kind::CircuitBreaker => &BREAKER,
@@ -68,11 +71,9 @@ pub(super) fn check(kind: Kind, object: &Value, problems: &mut Problems) {
         let at = format!("{path}{}{}", dot(path, &error.field_path), error.field_path);
         let message = match error.kind {
             ErrorKind::ValidationFailure => error.message,
-            _ => rules
-                .messages
-                .get(&error.rule)
-                .cloned()
-                .unwrap_or(error.message),
+            // Only a regular expression that is none keeps a rule from being
+            // evaluated.
+            _ => unreadable(rules.messages.get(&error.rule), &error.message),
         };
         found.push(Problem {
             message: with_value(message, lookup(object, &at)),
@@ -119,6 +120,19 @@ fn descend(
             }
         }
         _ => {}
+    }
+}
+
+/// What a rule says, and why it could not be evaluated.
+fn unreadable(message: Option<&String>, error: &str) -> String {
+    let why = error
+        .lines()
+        .rev()
+        .find_map(|line| line.trim().strip_prefix("error: "));
+    match (message, why) {
+        (Some(message), Some(why)) => format!("{message}: {why}"),
+        (Some(message), None) => message.clone(),
+        (None, _) => error.to_owned(),
     }
 }
 

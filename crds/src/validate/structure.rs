@@ -7,9 +7,9 @@ use regex::Regex;
 use serde_json::{Map, Value};
 
 use super::nearest::nearest;
+use super::words::{example, fields_of, listed, quoted, range, what_it_is};
 use super::{Problems, child, shown};
 use crate::Kind;
-use crate::v1alpha1::explain_pattern;
 
 /// Every pattern in the schemas, compiled once.
 static PATTERNS: LazyLock<HashMap<String, Regex>> = LazyLock::new(|| {
@@ -62,15 +62,13 @@ pub(super) fn check(object: &Value, schema: &Value, problems: &mut Problems) {
 }
 
 fn value_is(value: &Value, schema: &Value, path: &str, problems: &mut Problems) {
-    if problems.list.len() > super::MAX_PROBLEMS {
+    if problems.full() {
         return;
     }
     if schema.get("x-kubernetes-int-or-string").is_some() {
         match value {
             Value::String(text) => text_is(text, value, schema, path, problems),
-            Value::Number(number) if number.is_i64() || number.is_u64() => {
-                number_is(value, schema, path, problems)
-            }
+            Value::Number(number) if number.is_i64() => number_is(value, schema, path, problems),
             _ => problems.add_broken(
                 path,
                 format!(
@@ -119,7 +117,7 @@ fn value_is(value: &Value, schema: &Value, path: &str, problems: &mut Problems) 
                 shown(value)
             ),
         ),
-        (Some("integer"), Value::Number(number)) if number.is_i64() || number.is_u64() => {
+        (Some("integer"), Value::Number(number)) if number.is_i64() => {
             number_is(value, schema, path, problems)
         }
         (Some("integer"), _) => {
@@ -171,45 +169,21 @@ fn required(fields: &Map<String, Value>, schema: &Value, path: &str, problems: &
     }
 }
 
-fn what_it_is(schema: &Value) -> String {
-    let kind = schema.get("type").and_then(Value::as_str);
-    match (
-        kind,
-        schema
-            .get("pattern")
-            .and_then(Value::as_str)
-            .and_then(explain_pattern),
-    ) {
-        (_, Some(words)) => words.to_owned(),
-        (Some("integer"), _) => format!("a number, {}", range(schema)),
-        (Some("array"), _) => "a list".to_owned(),
-        (Some("object"), _) => {
-            format!("in it {}", fields_of(schema).collect::<Vec<_>>().join(", "))
-        }
-        _ => "a text".to_owned(),
-    }
-}
-
 fn unknown<'a>(
     field: &str,
     path: &str,
     known: impl Iterator<Item = &'a str>,
     problems: &mut Problems,
 ) {
+    if problems.full() {
+        return;
+    }
     let known: Vec<_> = known.collect();
     let message = match nearest(field, known.iter().copied()) {
         Some(meant) => format!("unknown field: did you mean {meant}?"),
         None => format!("unknown field: here can be {}", known.join(", ")),
     };
     problems.add(path, message);
-}
-
-fn fields_of(schema: &Value) -> impl Iterator<Item = &str> {
-    schema
-        .get("properties")
-        .and_then(Value::as_object)
-        .into_iter()
-        .flat_map(|map| map.keys().map(String::as_str))
 }
 
 fn list_is(items: &[Value], schema: &Value, path: &str, problems: &mut Problems) {
@@ -231,10 +205,7 @@ fn list_is(items: &[Value], schema: &Value, path: &str, problems: &mut Problems)
     {
         problems.add_broken(
             path,
-            format!(
-                "has {} items: write at least {min}, or leave the field out",
-                items.len()
-            ),
+            format!("has {} items: write at least {min}", items.len()),
         );
     }
     let keys: Vec<&str> = schema
@@ -335,8 +306,8 @@ fn text_is(text: &str, value: &Value, schema: &Value, path: &str, problems: &mut
 }
 
 fn number_is(value: &Value, schema: &Value, path: &str, problems: &mut Problems) {
-    let number = i128::from(value.as_i64().unwrap_or(i64::MAX));
-    let limit = |keyword: &str| schema.get(keyword).and_then(Value::as_i64).map(i128::from);
+    let number = value.as_i64().unwrap_or(i64::MAX);
+    let limit = |keyword: &str| schema.get(keyword).and_then(Value::as_i64);
     if limit("maximum").is_some_and(|max| number > max) {
         problems.add_broken(
             path,
@@ -351,44 +322,34 @@ fn number_is(value: &Value, schema: &Value, path: &str, problems: &mut Problems)
     }
 }
 
-fn range(schema: &Value) -> String {
-    match (schema.get("minimum"), schema.get("maximum")) {
-        (Some(min), Some(max)) => format!("{min} to {max}"),
-        (Some(min), None) => format!("{min} or more"),
-        (None, Some(max)) => format!("at most {max}"),
-        (None, None) => "a whole number".to_owned(),
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::v1alpha1::explain_pattern;
 
-/// What to write, for what has a pattern.
-fn example(schema: &Value) -> String {
-    match schema
-        .get("pattern")
-        .and_then(Value::as_str)
-        .and_then(explain_pattern)
-    {
-        Some(words) => format!(": write {words}"),
-        None => String::new(),
+    fn patterns(schema: &Value, found: &mut Vec<String>) {
+        found.extend(schema["pattern"].as_str().map(str::to_owned));
+        for schema in schema["properties"]
+            .as_object()
+            .into_iter()
+            .flat_map(Map::values)
+        {
+            patterns(schema, found);
+        }
+        if let Some(items) = schema.get("items") {
+            patterns(items, found);
+        }
     }
-}
 
-/// The usual reason for a number where a text belongs is that YAML made it one.
-fn quoted(value: &Value, schema: &Value) -> String {
-    let example = example(schema);
-    match value {
-        Value::Number(_) | Value::Bool(_) if example.is_empty() => ": put it in quotes".to_owned(),
-        _ => example,
+    #[test]
+    fn every_pattern_of_the_schemas_is_checked_and_told_in_words() {
+        let mut found = Vec::new();
+        Kind::ALL
+            .into_iter()
+            .for_each(|kind| patterns(kind.schema(), &mut found));
+        for pattern in found {
+            assert!(PATTERNS.contains_key(&pattern), "{pattern}");
+            assert!(explain_pattern(&pattern).is_some(), "{pattern}");
+        }
     }
-}
-
-fn listed(words: &[Value]) -> String {
-    words
-        .iter()
-        .map(|word| {
-            word.as_str()
-                .filter(|word| !word.is_empty())
-                .unwrap_or("\"\"")
-        })
-        .collect::<Vec<_>>()
-        .join(", ")
 }
