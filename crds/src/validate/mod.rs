@@ -1,11 +1,11 @@
 //! The API server's verdict on an object, without an API server.
 //!
 //! An object passes through the same steps, in the same order:
-//! 1. [`metadata`]: `apiVersion`, `kind`, names;
-//! 2. [`normal`]: nulls are dropped and defaults filled in;
-//! 3. [`structure`]: types, unknown fields (which kubectl's strict validation
+//! 1. `metadata`: `apiVersion`, `kind`, names;
+//! 2. `normal`: nulls are dropped and defaults filled in;
+//! 3. `structure`: types, unknown fields (which kubectl's strict validation
 //!    reports), required fields, ranges, lengths, patterns, lists;
-//! 4. [`rules`]: the CEL rules, on every part whose structure is right.
+//! 4. `rules`: the CEL rules, on every part whose structure is right.
 //!
 //! Every problem is told, not only the first, and each says what to write
 //! instead. Nothing here looks at other objects or at the clock.
