@@ -292,12 +292,12 @@ impl At<'_> {
     }
 
     /// Port 0 stands for any free port, which the agent picks.
+    /// Port 0 stands for any free port, which the agent picks.
     fn listener(&mut self, text: &str) -> Option<SocketAddr> {
-        let address = text.parse();
-        if address.is_err() {
-            self.refuse("listen", format!("{text:?} is not an IP address and port; write \"127.0.0.1:8081\""));
+        match text.parse::<SocketAddr>() {
+            Ok(address) if address.port() == 0 => Some(address),
+            _ => self.address("listen", text),
         }
-        address.ok()
     }
 
     fn address(&mut self, field: &str, text: &str) -> Option<SocketAddr> {
