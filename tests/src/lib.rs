@@ -16,5 +16,5 @@ pub mod programs;
 mod wait;
 
 pub use backend::{Backend, Reply};
-pub use house::{House, Manifests};
+pub use house::{House, Manifests, policy};
 pub use wait::{eventually, eventually_within};

@@ -20,7 +20,8 @@ struct Traffic {
 
 impl Traffic {
     fn to(address: std::net::SocketAddr) -> Traffic {
-        let (stop, served, lost) = (Arc::new(AtomicBool::new(false)), Arc::default(), Arc::default());
+        let stop = Arc::new(AtomicBool::new(false));
+        let (served, lost) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let tasks = (0..4)
             .map(|_| {
                 let (stop, served, lost) = (stop.clone(), Arc::clone(&served), Arc::clone(&lost));
