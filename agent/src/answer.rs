@@ -177,11 +177,6 @@ impl Answer {
         }
     }
 
-    /// The status of the HTTP answer.
-    pub(crate) fn status(&self) -> u16 {
-        self.codes().0
-    }
-
     /// The label under which `/metrics` counts it.
     pub(crate) fn label(&self) -> &'static str {
         self.codes().3
@@ -355,10 +350,10 @@ pub(crate) fn connect_reason(error: &std::io::Error) -> &'static str {
     }
 }
 
-/// Whole seconds, never less than the time itself: coming back early is
-/// coming back in vain.
+/// Whole seconds, never less than the time itself in whole milliseconds:
+/// coming back early is coming back in vain.
 fn seconds_up(time: Duration) -> u64 {
-    time.as_secs() + u64::from(time.subsec_nanos() > 0)
+    u64::try_from(time.as_millis().div_ceil(1000)).unwrap_or(u64::MAX)
 }
 
 fn insert(headers: &mut HeaderMap, name: &'static str, value: &str) {

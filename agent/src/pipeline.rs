@@ -290,7 +290,7 @@ impl Exchange {
                 waiting.ticket = None;
                 let answer = Answer::BulkheadWait {
                     bulkhead: waiting.name.clone(),
-                    waited: now.since(waiting.since),
+                    waited: waiting.until.since(waiting.since),
                 };
                 self.waiting = None;
                 Poll::Ready(Err(answer))
@@ -713,7 +713,7 @@ impl Exchange {
             .filter(|(b, _)| b.mode == Mode::Enforce);
         let open = breaker.is_some_and(|(_, machine)| {
             matches!(
-                machine.status(now).state,
+                machine.state(now),
                 breaker::State::Open | breaker::State::ForcedOpen
             )
         });

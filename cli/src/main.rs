@@ -1,2 +1,109 @@
-//! cli
-fn main() {}
+//! The command `weir`: one file for each subcommand.
+//!
+//! The main thread's runtime is the control thread; whatever carries traffic
+//! has threads of its own, in the agent.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command speaks to people; logs go through tracing"
+)]
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod agent;
+mod args;
+mod check;
+mod control_plane;
+mod demo;
+mod get;
+mod http;
+mod logging;
+mod run;
+mod signals;
+
+/// A resilience mesh: timeouts, retries, circuit breakers, bulkheads and load
+/// shedding for your services, by policies that you write.
+#[derive(Debug, Parser)]
+#[command(name = "weir", version, after_help = "New here? Run: weir demo")]
+struct Cli {
+    #[command(flatten)]
+    log: logging::Options,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Demo(demo::Options),
+    Run(run::Options),
+    Check(check::Options),
+    Get(get::Options),
+    ControlPlane(control_plane::Options),
+    Agent(agent::Options),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match execute(cli) {
+        Ok(code) => code,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
+    logging::start(&cli.log, quiet(&cli.command))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match cli.command {
+            Command::Demo(options) => Box::pin(demo::execute(options, cli.log.is_given())).await,
+            Command::Run(options) => Box::pin(run::execute(options)).await,
+            Command::Check(options) => check::execute(&options),
+            Command::Get(options) => Box::pin(get::execute(options)).await,
+            Command::ControlPlane(options) => Box::pin(control_plane::execute(options)).await,
+            Command::Agent(options) => Box::pin(agent::execute(options)).await,
+        }
+    })
+}
+
+/// Commands that say what they have to say themselves.
+fn quiet(command: &Command) -> bool {
+    matches!(command, Command::Demo(_) | Command::Check(_) | Command::Get(_))
+}
+
+/// Whoever read the output has read enough: `weir get … | head`.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+        .any(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_arguments_contradict_nothing() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn nothing_in_the_help_is_wider_than_a_terminal_of_80_columns() {
+        let mut command = Cli::command().term_width(80);
+        command.build();
+        let commands = std::iter::once(command.clone()).chain(command.get_subcommands().cloned());
+        for mut command in commands {
+            let help = command.render_long_help().to_string();
+            for line in help.lines() {
+                assert!(line.chars().count() <= 80, "{}: {line}", command.get_name());
+            }
+        }
+    }
+}

@@ -5,6 +5,7 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Query, State};
@@ -16,6 +17,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::timeout;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -29,6 +31,9 @@ use crate::store::{Changed, Collection, Store};
 const MAX_WATCHERS: usize = 256;
 /// Lines that may wait for a watcher to read them.
 const OUTBOX: usize = 16;
+/// A watcher that reads nothing for so long, while there is something to read,
+/// is cut off.
+const READ_WITHIN: Duration = Duration::from_secs(30);
 
 /// What the pages show.
 #[derive(Clone)]
@@ -176,7 +181,7 @@ async fn feed(
 ) {
     let mut watch = api.store.watch(collection, namespace);
     for changed in watch.present.drain(..) {
-        if outbox.send(line(&changed)).await.is_err() {
+        if !send(api, outbox, &changed).await {
             return;
         }
     }
@@ -185,18 +190,30 @@ async fn feed(
             Ok(changed) if changed.collection != collection => {}
             Ok(changed) if namespace.is_some_and(|namespace| changed.namespace != namespace) => {}
             Ok(changed) => {
-                if outbox.send(line(&changed)).await.is_err() {
+                if !send(api, outbox, &changed).await {
                     return;
                 }
             }
-            Err(RecvError::Lagged(missed)) => {
-                api.metrics.watcher_cut();
-                tracing::info!(missed, "a watcher reads too slowly and is cut off");
-                return;
-            }
+            Err(RecvError::Lagged(_)) => return cut(api),
             Err(RecvError::Closed) => return,
         }
     }
+}
+
+/// False where the watch is over.
+async fn send(api: &Api, outbox: &mpsc::Sender<Bytes>, changed: &Changed) -> bool {
+    match timeout(READ_WITHIN, outbox.send(line(changed))).await {
+        Ok(sent) => sent.is_ok(),
+        Err(_) => {
+            cut(api);
+            false
+        }
+    }
+}
+
+fn cut(api: &Api) {
+    api.metrics.watcher_cut();
+    tracing::info!("a watcher reads too slowly and is cut off");
 }
 
 fn line(changed: &Changed) -> Bytes {

@@ -47,6 +47,11 @@ const GRACE: Duration = Duration::from_secs(5);
 /// How often a connection without traffic is asked whether it is still there.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 
+/// Streams of one connection; an agent has two.
+const MAX_STREAMS: u32 = 16;
+/// A hello names what an agent holds, some 80 bytes each.
+const MAX_REQUEST_BYTES: usize = 8 << 20;
+
 /// How a control plane runs.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -248,7 +253,8 @@ async fn serve_grpc(
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .tcp_nodelay(true)
-        .add_service(DiscoveryServer::new(pusher))
+        .max_concurrent_streams(Some(MAX_STREAMS))
+        .add_service(DiscoveryServer::new(pusher).max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(ReportingServer::new(reporter))
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopped(&mut stop))
         .await;

@@ -1,7 +1,12 @@
 //! The wire between Weir's control plane and its agents, generated from
 //! `proto/proto` by `cargo xtask generate`. Nothing else lives here.
 
-#[allow(missing_docs, unreachable_pub, clippy::all, clippy::needless_pass_by_value)]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::needless_pass_by_value
+)]
 mod generated {
     include!("gen/weir.v1alpha1.rs");
 }

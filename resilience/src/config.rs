@@ -1,8 +1,8 @@
 //! What an agent enforces for one service, valid by construction.
 //!
-//! The control plane compiles policies into `weir-proto` messages; [`decode`]
-//! is the only way from there to these types, on both ends of the wire.
-//! A `Duration` here is never zero: "off" is `None`.
+//! The control plane compiles policies into `weir-proto` messages; [`service`]
+//! and [`endpoints`] are the only way from there to these types, on both ends
+//! of the wire. A `Duration` here is never zero: "off" is `None`.
 
 use std::net::SocketAddr;
 use std::num::{NonZeroU16, NonZeroU32};

@@ -84,13 +84,20 @@ impl Reply {
     pub fn streamed(status: u16) -> (Reply, mpsc::Sender<Frame<Bytes>>) {
         let (send, mut receive) = mpsc::channel(16);
         let frames = futures_stream(move |cx| receive.poll_recv(cx));
-        (Reply::of(status, BodyExt::boxed(StreamBody::new(frames))), send)
+        (
+            Reply::of(status, BodyExt::boxed(StreamBody::new(frames))),
+            send,
+        )
     }
 }
 
 /// A stream of frames from a channel.
 fn futures_stream(
-    poll: impl FnMut(&mut std::task::Context<'_>) -> std::task::Poll<Option<Frame<Bytes>>> + Send + Sync + Unpin + 'static,
+    poll: impl FnMut(&mut std::task::Context<'_>) -> std::task::Poll<Option<Frame<Bytes>>>
+    + Send
+    + Sync
+    + Unpin
+    + 'static,
 ) -> impl futures_core::Stream<Item = Result<Frame<Bytes>, Infallible>> + Send + Sync + 'static {
     struct Frames<F>(F);
     impl<F> futures_core::Stream for Frames<F>
@@ -151,7 +158,9 @@ impl Backend {
         A: Future<Output = Reply> + Send + 'static,
     {
         let listener = TcpListener::bind(address).await.expect("a free port");
-        let address = listener.local_addr().expect("a bound listener has an address");
+        let address = listener
+            .local_addr()
+            .expect("a bound listener has an address");
         let state = Arc::new(State {
             handler: Mutex::new(boxed(handler)),
             requests: AtomicU64::new(0),
@@ -161,7 +170,11 @@ impl Backend {
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(accept(listener, state.clone()));
-        Backend { address, state, tasks: Some(tasks) }
+        Backend {
+            address,
+            state,
+            tasks: Some(tasks),
+        }
     }
 
     /// Answers as `handler` says from now on.
@@ -170,7 +183,11 @@ impl Backend {
         F: Fn(Seen) -> A + Send + Sync + 'static,
         A: Future<Output = Reply> + Send + 'static,
     {
-        *self.state.handler.lock().unwrap_or_else(PoisonError::into_inner) = boxed(handler);
+        *self
+            .state
+            .handler
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = boxed(handler);
     }
 
     /// Answers every request with `status` from now on.
@@ -195,12 +212,20 @@ impl Backend {
 
     /// Requests whose handling was cancelled because their caller left.
     pub fn cancelled(&self) -> Vec<Instant> {
-        self.state.cancelled.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.state
+            .cancelled
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// What came, in order.
     pub fn seen(&self) -> Vec<Seen> {
-        self.state.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.state
+            .seen
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Stops listening and drops every connection.
@@ -222,7 +247,9 @@ where
 async fn accept(listener: TcpListener, state: Arc<State>) {
     let mut connections = JoinSet::new();
     loop {
-        let Ok((io, _)) = listener.accept().await else { continue };
+        let Ok((io, _)) = listener.accept().await else {
+            continue;
+        };
         state.connections.fetch_add(1, SeqCst);
         connections.spawn(serve(io, state.clone()));
         while connections.try_join_next().is_some() {}
@@ -241,19 +268,30 @@ async fn serve(io: tokio::net::TcpStream, state: Arc<State>) {
             .serve_connection(TokioIo::new(io), service)
             .await
     } else {
-        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(io), service).await
+        hyper::server::conn::http1::Builder::new()
+            .serve_connection(TokioIo::new(io), service)
+            .await
     };
 }
 
 async fn answer(request: Request<Incoming>, state: Arc<State>) -> Result<Response<Body>, Aborted> {
     let number = state.requests.fetch_add(1, SeqCst) + 1;
-    let noticed = Noticed { state: state.clone(), done: false };
+    let noticed = Noticed {
+        state: state.clone(),
+        done: false,
+    };
     let (parts, body) = request.into_parts();
-    let Ok(body) = body.collect().await else { return Err(Aborted) };
+    let Ok(body) = body.collect().await else {
+        return Err(Aborted);
+    };
     let seen = Seen {
         number,
         method: parts.method.to_string(),
-        target: parts.uri.path_and_query().map(ToString::to_string).unwrap_or_default(),
+        target: parts
+            .uri
+            .path_and_query()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
         headers: parts.headers,
         trailers: body.trailers().cloned(),
         body: body.to_bytes(),
@@ -264,7 +302,11 @@ async fn answer(request: Request<Incoming>, state: Arc<State>) -> Result<Respons
             all.push(seen.clone());
         }
     }
-    let handler = state.handler.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let handler = state
+        .handler
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone();
     let reply = handler(seen).await;
     noticed.done();
     match reply {
@@ -288,7 +330,11 @@ impl Noticed {
 impl Drop for Noticed {
     fn drop(&mut self) {
         if !self.done {
-            self.state.cancelled.lock().unwrap_or_else(PoisonError::into_inner).push(Instant::now());
+            self.state
+                .cancelled
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(Instant::now());
         }
     }
 }

@@ -27,7 +27,10 @@ pub struct Got {
 impl Got {
     /// A header field as text; empty where there is none.
     pub fn header(&self, name: &str) -> &str {
-        self.headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or("")
+        self.headers
+            .get(name)
+            .and_then(|v| v.to_str().ok())
+            .unwrap_or("")
     }
 
     /// The body as text.
@@ -55,13 +58,18 @@ pub async fn send_h2(address: SocketAddr, request: Request<Full<Bytes>>) -> Resu
 
 /// A request for [`send`].
 pub fn request(method: &str, path: &str, body: &str) -> Result<Request<Full<Bytes>>> {
-    let request = Request::builder().method(method).uri(path).header("host", "weir.test");
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "weir.test");
     Ok(request.body(Full::new(Bytes::from(body.to_owned())))?)
 }
 
 /// A request for [`send_h2`]; HTTP/2 needs the whole URI.
 pub fn request_h2(method: &str, path: &str, body: &str) -> Result<Request<Full<Bytes>>> {
-    let request = Request::builder().method(method).uri(format!("http://weir.test{path}"));
+    let request = Request::builder()
+        .method(method)
+        .uri(format!("http://weir.test{path}"));
     Ok(request.body(Full::new(Bytes::from(body.to_owned())))?)
 }
 
@@ -116,7 +124,10 @@ impl Caller {
 /// Reads a response to its end.
 pub async fn read(response: Response<Incoming>) -> Result<Got> {
     let (parts, body) = response.into_parts();
-    let body = body.collect().await.context("the response's body broke off")?;
+    let body = body
+        .collect()
+        .await
+        .context("the response's body broke off")?;
     Ok(Got {
         status: parts.status.as_u16(),
         headers: parts.headers,

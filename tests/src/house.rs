@@ -22,7 +22,9 @@ pub struct Manifests {
 impl Manifests {
     /// An empty directory.
     pub fn new() -> Result<Manifests> {
-        Ok(Manifests { dir: TempDir::with_prefix("weir-test-")? })
+        Ok(Manifests {
+            dir: TempDir::with_prefix("weir-test-")?,
+        })
     }
 
     /// Where they are.
@@ -61,7 +63,8 @@ impl Manifests {
                 endpoint.ip()
             ));
         }
-        self.write(&format!("service-{name}.yaml"), &text).map(|_| ())
+        self.write(&format!("service-{name}.yaml"), &text)
+            .map(|_| ())
     }
 
     /// A policy called `name` for the service `name`; `spec` is YAML, indented
@@ -90,7 +93,8 @@ pub struct House {
 impl House {
     /// Starts both and waits until the agent enforces everything.
     pub async fn start(manifests: Manifests) -> Result<House> {
-        let control_plane = ControlPlane::start(Config::new(vec![manifests.path().to_owned()])).await?;
+        let control_plane =
+            ControlPlane::start(Config::new(vec![manifests.path().to_owned()])).await?;
         let agent = Agent::start(weir_agent::Config {
             node: "test".into(),
             control_plane: format!("http://{}", control_plane.grpc_addr()),
@@ -102,7 +106,11 @@ impl House {
         })
         .await?;
         agent.synced().await;
-        Ok(House { manifests, control_plane, agent })
+        Ok(House {
+            manifests,
+            control_plane,
+            agent,
+        })
     }
 
     /// A house with one service, `payments`, at these endpoints, and one
@@ -128,7 +136,9 @@ impl House {
 
     /// The explicit proxy.
     pub fn proxy(&self) -> Result<SocketAddr> {
-        self.agent.proxy_addr().context("there is an explicit proxy")
+        self.agent
+            .proxy_addr()
+            .context("there is an explicit proxy")
     }
 
     /// Where the agent listens for a service.
@@ -136,25 +146,45 @@ impl House {
         let wanted = format!("shop/{service}");
         eventually("the service's listener", || async {
             let all = self.agent.listening().await;
-            all.iter().find(|l| l.service == wanted).map(|l| l.address).ok_or(all)
+            all.iter()
+                .find(|l| l.service == wanted)
+                .map(|l| l.address)
+                .ok_or(all)
         })
         .await
     }
 
     /// An object as the control plane shows it.
     pub async fn object(&self, plural: &str, name: &str) -> Result<Value> {
-        let admin = self.control_plane.admin_addr().context("there is an admin address")?;
-        let got = call::get(admin, &format!("/apis/weir.dev/v1alpha1/{plural}?namespace=shop")).await?;
+        let admin = self
+            .control_plane
+            .admin_addr()
+            .context("there is an admin address")?;
+        let got = call::get(
+            admin,
+            &format!("/apis/weir.dev/v1alpha1/{plural}?namespace=shop"),
+        )
+        .await?;
         let list: Value = serde_json::from_slice(&got.body)?;
         let items = list["items"].as_array().cloned().unwrap_or_default();
-        items.into_iter().find(|i| i["metadata"]["name"] == name).with_context(|| format!("there is no {plural}/{name}"))
+        items
+            .into_iter()
+            .find(|i| i["metadata"]["name"] == name)
+            .with_context(|| format!("there is no {plural}/{name}"))
     }
 
     /// Waits until a breaker shows this state.
     pub async fn breaker_is(&self, name: &str, state: &str) -> Value {
         eventually(&format!("breaker {name} to be {state}"), || async {
-            let object = self.object("circuitbreakers", name).await.map_err(|e| e.to_string())?;
-            if object["status"]["state"] == state { Ok(object) } else { Err(object["status"].to_string()) }
+            let object = self
+                .object("circuitbreakers", name)
+                .await
+                .map_err(|e| e.to_string())?;
+            if object["status"]["state"] == state {
+                Ok(object)
+            } else {
+                Err(object["status"].to_string())
+            }
         })
         .await
     }
@@ -162,9 +192,18 @@ impl House {
     /// Waits until a policy's condition has this status, and returns it.
     pub async fn condition(&self, policy: &str, kind: &str, status: &str) -> Value {
         eventually(&format!("{kind} of {policy} to be {status}"), || async {
-            let object = self.object("resiliencepolicies", policy).await.map_err(|e| e.to_string())?;
-            let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
-            let found = conditions.iter().find(|c| c["type"] == kind && c["status"] == status).cloned();
+            let object = self
+                .object("resiliencepolicies", policy)
+                .await
+                .map_err(|e| e.to_string())?;
+            let conditions = object["status"]["conditions"]
+                .as_array()
+                .cloned()
+                .unwrap_or_default();
+            let found = conditions
+                .iter()
+                .find(|c| c["type"] == kind && c["status"] == status)
+                .cloned();
             found.ok_or_else(|| object["status"].to_string())
         })
         .await
@@ -172,7 +211,10 @@ impl House {
 
     /// The agent's metrics.
     pub async fn metrics(&self) -> Result<String> {
-        let admin = self.agent.admin_addr().context("there is an admin address")?;
+        let admin = self
+            .agent
+            .admin_addr()
+            .context("there is an admin address")?;
         Ok(call::get(admin, "/metrics").await?.text())
     }
 
@@ -180,10 +222,13 @@ impl House {
     pub async fn metric(&self, family: &str, labels: &[&str]) -> Result<f64> {
         let text = self.metrics().await?;
         let samples = text.lines().filter(|line| {
-            line.strip_prefix(family).is_some_and(|rest| rest.starts_with(['{', ' ']))
+            line.strip_prefix(family)
+                .is_some_and(|rest| rest.starts_with(['{', ' ']))
                 && labels.iter().all(|label| line.contains(label))
         });
-        Ok(samples.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+        Ok(samples
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum())
     }
 
     /// Ends both, gracefully.

@@ -15,11 +15,15 @@ use anyhow::{Context, Result, bail};
 pub fn find(variable: &str, name: &str) -> Result<Option<PathBuf>> {
     let given = std::env::var_os(variable).map(PathBuf::from);
     let found = given.or_else(|| {
-        std::env::split_paths(&std::env::var_os("PATH")?).map(|dir| dir.join(name)).find(|file| file.is_file())
+        std::env::split_paths(&std::env::var_os("PATH")?)
+            .map(|dir| dir.join(name))
+            .find(|file| file.is_file())
     });
     match found {
         Some(found) => Ok(Some(found)),
-        None if std::env::var_os("CI").is_some() => bail!("{name} is missing; set {variable} or install it"),
+        None if std::env::var_os("CI").is_some() => {
+            bail!("{name} is missing; set {variable} or install it")
+        }
         None => {
             println!("NOT RUN: {name} is missing; `cargo xtask test` gets it");
             Ok(None)
@@ -30,7 +34,11 @@ pub fn find(variable: &str, name: &str) -> Result<Option<PathBuf>> {
 /// Runs a program to its end; its output, standard error after standard
 /// output. An unsuccessful end is an error that shows the output.
 pub async fn run(command: &mut tokio::process::Command) -> Result<String> {
-    let output = command.stdin(Stdio::null()).kill_on_drop(true).output().await;
+    let output = command
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await;
     let output = output.with_context(|| format!("cannot run {command:?}"))?;
     let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
     text.push_str(&String::from_utf8_lossy(&output.stderr));
@@ -56,7 +64,10 @@ pub fn weir() -> PathBuf {
         assert!(built.expect("cargo runs").success(), "weir does not build");
         // target/debug/deps/<test> → target/debug/weir
         let test = std::env::current_exe().expect("a test knows where it is");
-        let profile = test.ancestors().nth(2).expect("a test lies in a target directory");
+        let profile = test
+            .ancestors()
+            .nth(2)
+            .expect("a test lies in a target directory");
         profile.join("weir")
     })
     .clone()

@@ -9,7 +9,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Looks until `look` gives something; fails the test, naming what was waited
 /// for, when it has not within [`PATIENCE`].
-pub async fn eventually<T, F: Future<Output = Result<T, E>>, E: Debug>(what: &str, look: impl FnMut() -> F) -> T {
+pub async fn eventually<T, F: Future<Output = Result<T, E>>, E: Debug>(
+    what: &str,
+    look: impl FnMut() -> F,
+) -> T {
     eventually_within(PATIENCE, what, look).await
 }
 
@@ -24,7 +27,9 @@ pub async fn eventually_within<T, F: Future<Output = Result<T, E>>, E: Debug>(
     loop {
         match look().await {
             Ok(found) => return found,
-            Err(last) if Instant::now() >= until => panic!("waited {patience:?} for {what}; last seen: {last:?}"),
+            Err(last) if Instant::now() >= until => {
+                panic!("waited {patience:?} for {what}; last seen: {last:?}")
+            }
             Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
         }
     }

@@ -10,32 +10,69 @@ use weir_tests::{Backend, House, Manifests, Reply};
 const ALL: &str = "  timeouts: {request: 10s}\n  retries: {}\n  circuitBreaker: {}\n  bulkheads: [{name: a, at: Caller, maxConcurrent: 1000}]\n  loadShedding: {concurrency: {max: 1000}}";
 
 async fn echo() -> Backend {
-    Backend::with(|seen| async move { Reply::text(200, &format!("{} {} {}", seen.method, seen.target, seen.body.len())) })
-        .await
+    Backend::with(|seen| async move {
+        Reply::text(
+            200,
+            &format!("{} {} {}", seen.method, seen.target, seen.body.len()),
+        )
+    })
+    .await
 }
 
 // The agent's workers have threads of their own; the destination needs one too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn curl_speaks_http1_http2_and_proxy() -> Result<()> {
-    let Some(curl) = find("WEIR_CURL", "curl")? else { return Ok(()) };
+    let Some(curl) = find("WEIR_CURL", "curl")? else {
+        return Ok(());
+    };
     let backend = echo().await;
     let house = House::payments(&[backend.address()], ALL).await?;
     let payments = house.listener("payments").await;
     let proxy = house.proxy()?;
     let ask = |args: &[&str]| {
         let mut command = Command::new(&curl);
-        command.args(["--silent", "--show-error", "--fail", "--max-time", "20", "--noproxy", ""]).args(args);
+        command
+            .args([
+                "--silent",
+                "--show-error",
+                "--fail",
+                "--max-time",
+                "20",
+                "--noproxy",
+                "",
+            ])
+            .args(args);
         command
     };
     let plain = run(&mut ask(&[&format!("http://{payments}/a?b=c")])).await?;
     assert_eq!(plain, "GET /a?b=c 0");
-    let upload = run(&mut ask(&["--data", "0123456789", &format!("http://{payments}/u")])).await?;
+    let upload = run(&mut ask(&[
+        "--data",
+        "0123456789",
+        &format!("http://{payments}/u"),
+    ]))
+    .await?;
     assert_eq!(upload, "POST /u 10");
-    let chunked = ask(&["-H", "transfer-encoding: chunked", "--data", "0123456789", &format!("http://{payments}/u")]);
+    let chunked = ask(&[
+        "-H",
+        "transfer-encoding: chunked",
+        "--data",
+        "0123456789",
+        &format!("http://{payments}/u"),
+    ]);
     assert_eq!(run(&mut { chunked }).await?, "POST /u 10");
-    let h2 = run(&mut ask(&["--http2-prior-knowledge", &format!("http://{payments}/h2")])).await?;
+    let h2 = run(&mut ask(&[
+        "--http2-prior-knowledge",
+        &format!("http://{payments}/h2"),
+    ]))
+    .await?;
     assert_eq!(h2, "GET /h2 0");
-    let proxied = run(&mut ask(&["-x", &format!("http://{proxy}"), "http://payments.shop/by-name"])).await?;
+    let proxied = run(&mut ask(&[
+        "-x",
+        &format!("http://{proxy}"),
+        "http://payments.shop/by-name",
+    ]))
+    .await?;
     assert_eq!(proxied, "GET /by-name 0");
     house.shutdown().await;
     Ok(())
@@ -43,32 +80,47 @@ async fn curl_speaks_http1_http2_and_proxy() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wrk_gets_every_answer() -> Result<()> {
-    let Some(wrk) = find("WEIR_WRK", "wrk")? else { return Ok(()) };
+    let Some(wrk) = find("WEIR_WRK", "wrk")? else {
+        return Ok(());
+    };
     let backend = echo().await;
     let house = House::payments(&[backend.address()], ALL).await?;
     let payments = house.listener("payments").await;
-    let said = run(Command::new(wrk).args(["-t1", "-c32", "-d2s", &format!("http://{payments}/")])).await?;
-    assert!(said.contains("Requests/sec") && !said.contains("Non-2xx") && !said.contains("Socket errors"), "{said}");
+    let said = run(Command::new(wrk).args(["-t1", "-c32", "-d2s", &format!("http://{payments}/")]))
+        .await?;
+    assert!(
+        said.contains("Requests/sec")
+            && !said.contains("Non-2xx")
+            && !said.contains("Socket errors"),
+        "{said}"
+    );
     house.shutdown().await;
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn h2load_gets_every_answer_over_many_streams() -> Result<()> {
-    let Some(h2load) = find("WEIR_H2LOAD", "h2load")? else { return Ok(()) };
+    let Some(h2load) = find("WEIR_H2LOAD", "h2load")? else {
+        return Ok(());
+    };
     let backend = echo().await;
     let house = House::payments(&[backend.address()], ALL).await?;
     let payments = house.listener("payments").await;
     let args = ["-n5000", "-c8", "-m32", &format!("http://{payments}/")];
     let said = run(Command::new(h2load).args(args)).await?;
-    assert!(said.contains("5000 succeeded, 0 failed, 0 errored, 0 timeout"), "{said}");
+    assert!(
+        said.contains("5000 succeeded, 0 failed, 0 errored, 0 timeout"),
+        "{said}"
+    );
     house.shutdown().await;
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pythons_requests_keeps_its_session() -> Result<()> {
-    let Some(python) = find("WEIR_PYTHON", "weir-python")? else { return Ok(()) };
+    let Some(python) = find("WEIR_PYTHON", "weir-python")? else {
+        return Ok(());
+    };
     let backend = echo().await;
     let house = House::payments(&[backend.address()], ALL).await?;
     let payments = house.listener("payments").await;
@@ -88,7 +140,12 @@ with requests.Session() as session:
 print("fine")
 "#
     );
-    assert_eq!(run(Command::new(python).args(["-c", &script])).await?.trim(), "fine");
+    assert_eq!(
+        run(Command::new(python).args(["-c", &script]))
+            .await?
+            .trim(),
+        "fine"
+    );
     house.shutdown().await;
     Ok(())
 }
@@ -126,16 +183,25 @@ server.stop(0)
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn grpcio_calls_through_the_agent_and_a_flaky_method_is_retried() -> Result<()> {
     use tokio::io::{AsyncBufReadExt, BufReader};
-    let Some(python) = find("WEIR_PYTHON", "weir-python")? else { return Ok(()) };
+    let Some(python) = find("WEIR_PYTHON", "weir-python")? else {
+        return Ok(());
+    };
     let mut server = Command::new(&python);
-    server.args(["-c", GRPC_SERVER]).stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+    server
+        .args(["-c", GRPC_SERVER])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped());
     let mut server = server.kill_on_drop(true).spawn()?;
     let mut lines = BufReader::new(server.stdout.take().context("its output is piped")?).lines();
     let port = tokio::time::timeout(Duration::from_secs(30), lines.next_line()).await??;
     let port: u16 = port.context("the server says its port")?.trim().parse()?;
 
     let manifests = Manifests::new()?;
-    manifests.service_with("payments", &[([127, 0, 0, 1], port).into()], "appProtocol: kubernetes.io/h2c")?;
+    manifests.service_with(
+        "payments",
+        &[([127, 0, 0, 1], port).into()],
+        "appProtocol: kubernetes.io/h2c",
+    )?;
     manifests.policy(
         "payments",
         "  timeouts: {request: 10s}\n  retries: {backoff: {base: 1ms, max: 2ms}, budget: {percent: 100}}\n  routes: [{name: flaky, idempotent: true, matches: [{grpc: {service: shop.Payments, method: Flaky}}]}]",
@@ -160,7 +226,12 @@ for n in range(20):
 print("fine")
 "#
     );
-    assert_eq!(run(Command::new(&python).args(["-c", &script])).await?.trim(), "fine");
+    assert_eq!(
+        run(Command::new(&python).args(["-c", &script]))
+            .await?
+            .trim(),
+        "fine"
+    );
     assert!(house.metric("weir_retries_total", &[]).await? >= 1.0);
     house.shutdown().await;
     Ok(())

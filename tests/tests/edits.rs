@@ -26,9 +26,13 @@ impl Traffic {
             .map(|_| {
                 let (stop, served, lost) = (stop.clone(), Arc::clone(&served), Arc::clone(&lost));
                 tokio::spawn(async move {
-                    let Ok(mut caller) = Caller::h1(address).await else { return drop(lost.fetch_add(1, SeqCst)) };
+                    let Ok(mut caller) = Caller::h1(address).await else {
+                        return drop(lost.fetch_add(1, SeqCst));
+                    };
                     while !stop.load(SeqCst) {
-                        let Ok(request) = call::request("GET", "/steady", "") else { return };
+                        let Ok(request) = call::request("GET", "/steady", "") else {
+                            return;
+                        };
                         match caller.send(request).await {
                             Ok(got) if got.status == 200 => served.fetch_add(1, SeqCst),
                             _ => lost.fetch_add(1, SeqCst),
@@ -38,7 +42,12 @@ impl Traffic {
                 })
             })
             .collect();
-        Traffic { stop, served, lost, tasks }
+        Traffic {
+            stop,
+            served,
+            lost,
+            tasks,
+        }
     }
 
     /// Requests served; fails when any was lost.
@@ -47,29 +56,50 @@ impl Traffic {
         for task in self.tasks {
             task.await?;
         }
-        anyhow::ensure!(self.lost.load(SeqCst) == 0, "{} requests were lost", self.lost.load(SeqCst));
+        anyhow::ensure!(
+            self.lost.load(SeqCst) == 0,
+            "{} requests were lost",
+            self.lost.load(SeqCst)
+        );
         Ok(self.served.load(SeqCst))
     }
 }
 
 /// `/steady` is always well, everything else fails.
 async fn backend() -> Backend {
-    Backend::with(|seen| async move { Reply::status(if seen.target == "/steady" { 200 } else { 500 }) }).await
+    Backend::with(
+        |seen| async move { Reply::status(if seen.target == "/steady" { 200 } else { 500 }) },
+    )
+    .await
 }
 
 /// Extra tries per request say which policy is in force.
 fn attempts(n: u32) -> String {
-    format!("  retries: {{attempts: {n}, backoff: {{base: 1ms, max: 1ms}}, budget: {{percent: 100, minRetryRate: {{count: 1000, interval: 1s}}}}}}")
+    format!(
+        "  retries: {{attempts: {n}, backoff: {{base: 1ms, max: 1ms}}, budget: {{percent: 100, minRetryRate: {{count: 1000, interval: 1s}}}}}}"
+    )
 }
 
 async fn tries_per_request(house: &House, backend: &Backend, expected: u64) -> Instant {
     let payments = house.listener("payments").await;
     eventually(&format!("{expected} tries a request"), || async {
-        let failing = || backend.seen().iter().filter(|s| s.target == "/failing").count() as u64;
+        let failing = || {
+            backend
+                .seen()
+                .iter()
+                .filter(|s| s.target == "/failing")
+                .count() as u64
+        };
         let before = failing();
-        call::get(payments, "/failing").await.map_err(|e| e.to_string())?;
+        call::get(payments, "/failing")
+            .await
+            .map_err(|e| e.to_string())?;
         let made = failing() - before;
-        if made == expected { Ok(Instant::now()) } else { Err(format!("{made} tries")) }
+        if made == expected {
+            Ok(Instant::now())
+        } else {
+            Err(format!("{made} tries"))
+        }
     })
     .await
 }
@@ -85,16 +115,24 @@ async fn an_edit_is_enforced_at_once_and_no_request_is_lost() -> Result<()> {
         let edited = Instant::now();
         house.manifests.policy("payments", &attempts(n))?;
         let enforced = tries_per_request(&house, &backend, u64::from(n) + 1).await;
-        println!("attempts: {n} enforced {:?} after the edit", enforced - edited);
+        println!(
+            "attempts: {n} enforced {:?} after the edit",
+            enforced - edited
+        );
     }
-    assert_eq!(house.listener("payments").await, payments, "the listener stayed");
+    assert_eq!(
+        house.listener("payments").await,
+        payments,
+        "the listener stayed"
+    );
     println!("{} requests served meanwhile", traffic.end().await?);
     house.shutdown().await;
     Ok(())
 }
 
 #[tokio::test]
-async fn a_broken_edit_keeps_the_last_good_policy_and_says_file_line_and_what_to_write() -> Result<()> {
+async fn a_broken_edit_keeps_the_last_good_policy_and_says_file_line_and_what_to_write()
+-> Result<()> {
     let backend = backend().await;
     let house = House::payments(&[backend.address()], &attempts(2)).await?;
     let traffic = Traffic::to(house.listener("payments").await);
@@ -103,25 +141,49 @@ async fn a_broken_edit_keeps_the_last_good_policy_and_says_file_line_and_what_to
         ("attempts: 2", "attempts: many", "attempts"),
         ("attempts: 2", "attempts: 200", "10"),
         ("attempts: 2", "atempts: 2", "attempts"),
-        ("retries: {attempts: 2", "retries: {attempts: 2, [", "policy-payments.yaml"),
+        (
+            "retries: {attempts: 2",
+            "retries: {attempts: 2, [",
+            "policy-payments.yaml",
+        ),
     ];
     let good = weir_tests::policy("payments", &attempts(2));
     for (from, to, expected) in broken {
-        let path = house.manifests.write("policy-payments.yaml", &good.replace(from, to))?;
-        let file = path.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
+        let path = house
+            .manifests
+            .write("policy-payments.yaml", &good.replace(from, to))?;
+        let file = path
+            .file_name()
+            .and_then(|n| n.to_str())
+            .unwrap_or_default()
+            .to_owned();
         let said = eventually(&format!("{to:?} to be refused"), || async {
-            let object = house.object("resiliencepolicies", "payments").await.map_err(|e| e.to_string())?;
+            let object = house
+                .object("resiliencepolicies", "payments")
+                .await
+                .map_err(|e| e.to_string())?;
             let conditions = object["status"]["conditions"].to_string();
-            if conditions.contains(&file) && conditions.contains(expected) { Ok(conditions) } else { Err(conditions) }
+            if conditions.contains(&file) && conditions.contains(expected) {
+                Ok(conditions)
+            } else {
+                Err(conditions)
+            }
         })
         .await;
         assert!(said.contains(&format!("{file}:")), "with a line: {said}");
         tries_per_request(&house, &backend, 3).await;
         house.manifests.write("policy-payments.yaml", &good)?;
         eventually("the mended policy to be accepted", || async {
-            let object = house.object("resiliencepolicies", "payments").await.map_err(|e| e.to_string())?;
+            let object = house
+                .object("resiliencepolicies", "payments")
+                .await
+                .map_err(|e| e.to_string())?;
             let conditions = object["status"]["conditions"].to_string();
-            if conditions.contains(&format!("{file}:")) { Err(conditions) } else { Ok(()) }
+            if conditions.contains(&format!("{file}:")) {
+                Err(conditions)
+            } else {
+                Ok(())
+            }
         })
         .await;
     }
@@ -156,7 +218,11 @@ async fn half_written_files_are_survived() -> Result<()> {
 #[tokio::test]
 async fn a_breakers_state_survives_a_change_of_its_policy() -> Result<()> {
     let backend = backend().await;
-    let spec = |percent: u32| format!("  circuitBreaker: {{minimumRequests: 3, failurePercent: {percent}, open: {{duration: 60s}}}}");
+    let spec = |percent: u32| {
+        format!(
+            "  circuitBreaker: {{minimumRequests: 3, failurePercent: {percent}, open: {{duration: 60s}}}}"
+        )
+    };
     let house = House::payments(&[backend.address()], &spec(50)).await?;
     let payments = house.listener("payments").await;
     for _ in 0..3 {

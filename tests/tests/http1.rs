@@ -41,7 +41,9 @@ async fn a_connection_serves_many_requests_and_so_does_the_one_behind_it() -> Re
     let house = House::payments(&[backend.address()], ALL).await?;
     let mut caller = Caller::h1(house.listener("payments").await).await?;
     for n in 0..50 {
-        let got = caller.send(call::request("GET", &format!("/{n}?q={n}"), "")?).await?;
+        let got = caller
+            .send(call::request("GET", &format!("/{n}?q={n}"), "")?)
+            .await?;
         assert_eq!((got.status, got.text()), (200, format!("/{n}?q={n}")));
     }
     assert_eq!(backend.connections(), 1);
@@ -51,12 +53,19 @@ async fn a_connection_serves_many_requests_and_so_does_the_one_behind_it() -> Re
 
 #[tokio::test]
 async fn pipelined_requests_are_answered_in_order() -> Result<()> {
-    let backend = Backend::with(|seen| async move { Reply::text(200, &format!("[{}]", seen.target)) }).await;
+    let backend =
+        Backend::with(|seen| async move { Reply::text(200, &format!("[{}]", seen.target)) }).await;
     let house = House::payments(&[backend.address()], ALL).await?;
     let three = b"GET /1 HTTP/1.1\r\nhost: a\r\n\r\nPOST /2 HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\nabcGET /3 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
     let all = call::raw(house.listener("payments").await, three).await?;
-    let places: Vec<_> = ["[/1]", "[/2]", "[/3]"].iter().map(|p| all.find(p)).collect();
-    assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{all}");
+    let places: Vec<_> = ["[/1]", "[/2]", "[/3]"]
+        .iter()
+        .map(|p| all.find(p))
+        .collect();
+    assert!(
+        places.iter().all(Option::is_some) && places.is_sorted(),
+        "{all}"
+    );
     assert_eq!(backend.seen()[1].body, "abc");
     house.shutdown().await;
     Ok(())
@@ -65,8 +74,19 @@ async fn pipelined_requests_are_answered_in_order() -> Result<()> {
 #[tokio::test]
 async fn a_chunked_upload_with_trailers_arrives_whole() -> Result<()> {
     let backend = Backend::with(|seen| async move {
-        let sum = seen.trailers.as_ref().and_then(|t| t.get("x-sum")).map(|v| v.to_str().unwrap_or("").to_owned());
-        Reply::text(200, &format!("{} {}", String::from_utf8_lossy(&seen.body), sum.unwrap_or_default()))
+        let sum = seen
+            .trailers
+            .as_ref()
+            .and_then(|t| t.get("x-sum"))
+            .map(|v| v.to_str().unwrap_or("").to_owned());
+        Reply::text(
+            200,
+            &format!(
+                "{} {}",
+                String::from_utf8_lossy(&seen.body),
+                sum.unwrap_or_default()
+            ),
+        )
     })
     .await;
     let house = House::payments(&[backend.address()], ALL).await?;
@@ -97,8 +117,16 @@ async fn a_streamed_answer_arrives_piece_by_piece_with_its_trailers() -> Result<
     let frames = receive.await?;
     for piece in ["one", "two", "three"] {
         frames.send(Frame::data(Bytes::from(piece))).await?;
-        let frame = body.frame().await.transpose()?.and_then(|f| f.into_data().ok());
-        assert_eq!(frame.as_deref(), Some(piece.as_bytes()), "each piece before the next is sent");
+        let frame = body
+            .frame()
+            .await
+            .transpose()?
+            .and_then(|f| f.into_data().ok());
+        assert_eq!(
+            frame.as_deref(),
+            Some(piece.as_bytes()),
+            "each piece before the next is sent"
+        );
     }
     drop(frames);
     assert!(body.frame().await.is_none());
@@ -123,22 +151,41 @@ async fn trailers_of_an_answer_reach_the_caller() -> Result<()> {
 #[tokio::test]
 async fn an_early_answer_reaches_a_caller_that_is_still_sending() -> Result<()> {
     let answer = b"HTTP/1.1 413 Content Too Large\r\ncontent-length: 3\r\n\r\nno!";
-    let house = House::payments(&[scripted(answer, false).await?], "  timeouts: {request: 20s}").await?;
+    let house = House::payments(
+        &[scripted(answer, false).await?],
+        "  timeouts: {request: 20s}",
+    )
+    .await?;
     let mut io = TcpStream::connect(house.listener("payments").await).await?;
-    io.write_all(b"PUT / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\nbeginning").await?;
+    io.write_all(b"PUT / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\nbeginning")
+        .await?;
     let mut data = vec![0; 4096];
     let n = io.read(&mut data).await?;
     let text = String::from_utf8_lossy(&data[..n]).into_owned();
-    assert!(text.starts_with("HTTP/1.1 413") && text.ends_with("no!"), "{text}");
+    assert!(
+        text.starts_with("HTTP/1.1 413") && text.ends_with("no!"),
+        "{text}"
+    );
     house.shutdown().await;
     Ok(())
 }
 
 #[tokio::test]
 async fn a_response_without_length_ends_with_its_connection() -> Result<()> {
-    let house = House::payments(&[scripted(b"HTTP/1.1 200 OK\r\n\r\nall of it", true).await?], ALL).await?;
-    let all = call::raw(house.listener("payments").await, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await?;
-    assert!(all.contains("connection: close") && all.ends_with("all of it"), "{all}");
+    let house = House::payments(
+        &[scripted(b"HTTP/1.1 200 OK\r\n\r\nall of it", true).await?],
+        ALL,
+    )
+    .await?;
+    let all = call::raw(
+        house.listener("payments").await,
+        b"GET / HTTP/1.1\r\nhost: a\r\n\r\n",
+    )
+    .await?;
+    assert!(
+        all.contains("connection: close") && all.ends_with("all of it"),
+        "{all}"
+    );
     house.shutdown().await;
     Ok(())
 }
@@ -148,7 +195,10 @@ async fn an_old_caller_is_served_and_its_connection_closed() -> Result<()> {
     let backend = Backend::with(|_| async { Reply::text(200, "fine") }).await;
     let house = House::payments(&[backend.address()], ALL).await?;
     let all = call::raw(house.listener("payments").await, b"GET / HTTP/1.0\r\n\r\n").await?;
-    assert!(all.starts_with("HTTP/1.1 200") && all.ends_with("fine"), "{all}");
+    assert!(
+        all.starts_with("HTTP/1.1 200") && all.ends_with("fine"),
+        "{all}"
+    );
     house.shutdown().await;
     Ok(())
 }
@@ -160,7 +210,10 @@ async fn a_head_answer_has_a_length_and_no_body() -> Result<()> {
     let mut caller = Caller::h1(house.listener("payments").await).await?;
     for _ in 0..3 {
         let got = caller.send(call::request("HEAD", "/", "")?).await?;
-        assert_eq!((got.status, got.header("content-length"), got.body.len()), (200, "12", 0));
+        assert_eq!(
+            (got.status, got.header("content-length"), got.body.len()),
+            (200, "12", 0)
+        );
     }
     house.shutdown().await;
     Ok(())
@@ -168,7 +221,8 @@ async fn a_head_answer_has_a_length_and_no_body() -> Result<()> {
 
 #[tokio::test]
 async fn interim_answers_pass_and_expect_is_left_to_the_destination() -> Result<()> {
-    let backend = Backend::with(|seen| async move { Reply::text(200, &seen.body.len().to_string()) }).await;
+    let backend =
+        Backend::with(|seen| async move { Reply::text(200, &seen.body.len().to_string()) }).await;
     let house = House::payments(&[backend.address()], ALL).await?;
     let mut io = TcpStream::connect(house.listener("payments").await).await?;
     io.write_all(b"PUT / HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 5\r\nconnection: close\r\n\r\n").await?;
@@ -179,7 +233,10 @@ async fn interim_answers_pass_and_expect_is_left_to_the_destination() -> Result<
     io.write_all(b"hello").await?;
     let mut rest = String::new();
     io.read_to_string(&mut rest).await?;
-    assert!(rest.starts_with("HTTP/1.1 200") && rest.ends_with('5'), "{rest}");
+    assert!(
+        rest.starts_with("HTTP/1.1 200") && rest.ends_with('5'),
+        "{rest}"
+    );
     house.shutdown().await;
     Ok(())
 }
@@ -194,7 +251,10 @@ async fn a_websocket_like_upgrade_becomes_a_tunnel() -> Result<()> {
                 let mut data = vec![0; 4096];
                 let n = io.read(&mut data).await.unwrap_or(0);
                 let head = String::from_utf8_lossy(&data[..n]).to_ascii_lowercase();
-                assert!(head.contains("connection: upgrade") && head.contains("upgrade: echo"), "{head}");
+                assert!(
+                    head.contains("connection: upgrade") && head.contains("upgrade: echo"),
+                    "{head}"
+                );
                 let _ = io.write_all(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: echo\r\nconnection: upgrade\r\n\r\n").await;
                 while let Ok(n) = io.read(&mut data).await {
                     if n == 0 || io.write_all(&data[..n]).await.is_err() {
@@ -206,7 +266,8 @@ async fn a_websocket_like_upgrade_becomes_a_tunnel() -> Result<()> {
     });
     let house = House::payments(&[address], ALL).await?;
     let mut io = TcpStream::connect(house.listener("payments").await).await?;
-    io.write_all(b"GET /chat HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n").await?;
+    io.write_all(b"GET /chat HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n")
+        .await?;
     let mut data = vec![0; 4096];
     let n = io.read(&mut data).await?;
     assert!(String::from_utf8_lossy(&data[..n]).starts_with("HTTP/1.1 101"));
@@ -254,10 +315,18 @@ async fn an_answer_that_breaks_off_is_broken_off_for_the_caller_too() -> Result<
 
 #[tokio::test]
 async fn what_is_no_http_is_a_502_with_a_reason() -> Result<()> {
-    let house = House::payments(&[scripted(b"220 mail.example ESMTP\r\n", true).await?], "  timeouts: {request: 5s}").await?;
+    let house = House::payments(
+        &[scripted(b"220 mail.example ESMTP\r\n", true).await?],
+        "  timeouts: {request: 5s}",
+    )
+    .await?;
     let got = call::get(house.listener("payments").await, "/").await?;
     assert_eq!(got.status, 502);
-    assert!(got.header("proxy-status").contains("error=http_protocol_error"), "{got:?}");
+    assert!(
+        got.header("proxy-status")
+            .contains("error=http_protocol_error"),
+        "{got:?}"
+    );
     house.shutdown().await;
     Ok(())
 }
@@ -267,16 +336,42 @@ async fn the_explicit_proxy_finds_services_by_every_name_they_have() -> Result<(
     let backend = Backend::with(|seen| async move { Reply::text(200, &seen.target) }).await;
     let house = House::payments(&[backend.address()], ALL).await?;
     let proxy = house.proxy()?;
-    for name in ["payments", "payments.shop", "payments.shop.svc", "payments.shop.svc.cluster.local", "PAYMENTS.shop:80"] {
-        let request = format!("GET http://{name}/a?b HTTP/1.1\r\nhost: {name}\r\nconnection: close\r\n\r\n");
+    for name in [
+        "payments",
+        "payments.shop",
+        "payments.shop.svc",
+        "payments.shop.svc.cluster.local",
+        "PAYMENTS.shop:80",
+    ] {
+        let request =
+            format!("GET http://{name}/a?b HTTP/1.1\r\nhost: {name}\r\nconnection: close\r\n\r\n");
         let all = call::raw(proxy, request.as_bytes()).await?;
-        assert!(all.starts_with("HTTP/1.1 200") && all.ends_with("/a?b"), "{name}: {all}");
+        assert!(
+            all.starts_with("HTTP/1.1 200") && all.ends_with("/a?b"),
+            "{name}: {all}"
+        );
         let by_host = format!("GET /a?b HTTP/1.1\r\nhost: {name}\r\nconnection: close\r\n\r\n");
-        assert!(call::raw(proxy, by_host.as_bytes()).await?.starts_with("HTTP/1.1 200"), "{name}");
+        assert!(
+            call::raw(proxy, by_host.as_bytes())
+                .await?
+                .starts_with("HTTP/1.1 200"),
+            "{name}"
+        );
     }
-    let unknown = call::raw(proxy, b"GET http://nobody.shop/ HTTP/1.1\r\nhost: nobody.shop\r\nconnection: close\r\n\r\n").await?;
-    assert!(unknown.contains("no service called nobody.shop; there are payments.shop"), "{unknown}");
-    let port = call::raw(proxy, b"GET http://payments:81/ HTTP/1.1\r\nhost: payments:81\r\nconnection: close\r\n\r\n").await?;
+    let unknown = call::raw(
+        proxy,
+        b"GET http://nobody.shop/ HTTP/1.1\r\nhost: nobody.shop\r\nconnection: close\r\n\r\n",
+    )
+    .await?;
+    assert!(
+        unknown.contains("no service called nobody.shop; there are payments.shop"),
+        "{unknown}"
+    );
+    let port = call::raw(
+        proxy,
+        b"GET http://payments:81/ HTTP/1.1\r\nhost: payments:81\r\nconnection: close\r\n\r\n",
+    )
+    .await?;
     assert!(port.contains("its ports are 80"), "{port}");
     house.shutdown().await;
     Ok(())
@@ -285,13 +380,22 @@ async fn the_explicit_proxy_finds_services_by_every_name_they_have() -> Result<(
 #[tokio::test]
 async fn a_listener_belongs_to_its_service_whatever_host_the_caller_writes() -> Result<()> {
     let backend = Backend::with(|seen| async move {
-        Reply::text(200, seen.headers.get("host").and_then(|h| h.to_str().ok()).unwrap_or(""))
+        Reply::text(
+            200,
+            seen.headers
+                .get("host")
+                .and_then(|h| h.to_str().ok())
+                .unwrap_or(""),
+        )
     })
     .await;
     let house = House::payments(&[backend.address()], ALL).await?;
     let request = b"GET / HTTP/1.1\r\nhost: somebody.else\r\nconnection: close\r\n\r\n";
     let all = call::raw(house.listener("payments").await, request).await?;
-    assert!(all.starts_with("HTTP/1.1 200") && all.ends_with("somebody.else"), "{all}");
+    assert!(
+        all.starts_with("HTTP/1.1 200") && all.ends_with("somebody.else"),
+        "{all}"
+    );
     house.shutdown().await;
     Ok(())
 }
@@ -322,13 +426,24 @@ async fn draining_loses_no_request_and_tells_callers_to_go_elsewhere() -> Result
             })
         })
         .collect();
-    eventually("traffic", || async { if backend.requests() > 50 { Ok(()) } else { Err(backend.requests()) } }).await;
+    eventually("traffic", || async {
+        if backend.requests() > 50 {
+            Ok(())
+        } else {
+            Err(backend.requests())
+        }
+    })
+    .await;
     house.shutdown().await;
     let mut served = 0;
     for caller in callers {
         served += caller.await??;
     }
-    assert_eq!(served, backend.requests(), "every request that was sent was answered");
+    assert_eq!(
+        served,
+        backend.requests(),
+        "every request that was sent was answered"
+    );
     Ok(())
 }
 
@@ -344,13 +459,22 @@ async fn a_stream_of_events_outlives_the_request_timeout() -> Result<()> {
         }
         async move { reply.with("content-type", "text/event-stream") }
     });
-    let house = House::payments(&[backend.address()], "  timeouts: {request: 200ms, perTry: 100ms}").await?;
+    let house = House::payments(
+        &[backend.address()],
+        "  timeouts: {request: 200ms, perTry: 100ms}",
+    )
+    .await?;
     let mut caller = Caller::h1(house.listener("payments").await).await?;
-    let mut body = caller.begin(call::request("GET", "/", "")?).await?.into_body();
+    let mut body = caller
+        .begin(call::request("GET", "/", "")?)
+        .await?
+        .into_body();
     let frames = receive.await?;
     for n in 0..4 {
         tokio::time::sleep(Duration::from_millis(90)).await;
-        frames.send(Frame::data(Bytes::from(format!("data: {n}\n\n")))).await?;
+        frames
+            .send(Frame::data(Bytes::from(format!("data: {n}\n\n"))))
+            .await?;
         assert!(body.frame().await.transpose()?.is_some(), "event {n}");
     }
     house.shutdown().await;

@@ -55,7 +55,10 @@ fn grpc_request(path: &str) -> Result<Request<Full<Bytes>>> {
 fn grpc_status(got: &call::Got) -> String {
     let in_trailers = got.trailers.as_ref().and_then(|t| t.get("grpc-status"));
     let status = in_trailers.or_else(|| got.headers.get("grpc-status"));
-    status.and_then(|v| v.to_str().ok()).unwrap_or("none").to_owned()
+    status
+        .and_then(|v| v.to_str().ok())
+        .unwrap_or("none")
+        .to_owned()
 }
 
 #[tokio::test]
@@ -67,13 +70,17 @@ async fn many_streams_share_one_connection_and_so_does_what_is_behind_it() -> Re
     .await;
     let house = House::payments(&[backend.address()], ALL).await?;
     let payments = house.listener("payments").await;
-    let Caller::H2(send) = Caller::h2(payments).await? else { unreachable!("it speaks HTTP/2") };
+    let Caller::H2(send) = Caller::h2(payments).await? else {
+        unreachable!("it speaks HTTP/2")
+    };
     let calls: Vec<_> = (0..50)
         .map(|n| {
             let mut send = send.clone();
             tokio::spawn(async move {
                 let body = "y".repeat(n * 1000);
-                let response = send.send_request(call::request_h2("POST", &format!("/{n}"), &body)?).await?;
+                let response = send
+                    .send_request(call::request_h2("POST", &format!("/{n}"), &body)?)
+                    .await?;
                 call::read(response).await
             })
         })
@@ -88,10 +95,15 @@ async fn many_streams_share_one_connection_and_so_does_what_is_behind_it() -> Re
 
 #[tokio::test]
 async fn a_body_larger_than_every_window_passes_both_ways() -> Result<()> {
-    let backend = Backend::with(|seen| async move { Reply::of(200, Full::new(seen.body).boxed()) }).await;
+    let backend =
+        Backend::with(|seen| async move { Reply::of(200, Full::new(seen.body).boxed()) }).await;
     let house = House::payments(&[backend.address()], "  timeouts: {request: 30s}").await?;
     let body: String = (0..500_000).map(|n| format!("{n:07}\n")).collect();
-    let got = call::send_h2(house.listener("payments").await, call::request_h2("PUT", "/", &body)?).await?;
+    let got = call::send_h2(
+        house.listener("payments").await,
+        call::request_h2("PUT", "/", &body)?,
+    )
+    .await?;
     assert_eq!(got.body.len(), body.len());
     assert!(got.body == body.as_bytes());
     house.shutdown().await;
@@ -99,16 +111,24 @@ async fn a_body_larger_than_every_window_passes_both_ways() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_grpc_status_in_trailers_is_tried_again_before_a_message_reached_the_caller() -> Result<()> {
+async fn a_grpc_status_in_trailers_is_tried_again_before_a_message_reached_the_caller() -> Result<()>
+{
     let backend = Backend::with(|seen| async move {
-        if seen.number < 3 { grpc(&[], 14) } else { grpc(&["paid"], 0) }
+        if seen.number < 3 {
+            grpc(&[], 14)
+        } else {
+            grpc(&["paid"], 0)
+        }
     })
     .await;
     let spec = "  retries: {}\n  routes:\n  - name: safe\n    idempotent: true\n    matches: [{grpc: {service: shop.Payments, method: Status}}]";
     let house = House::payments(&[backend.address()], spec).await?;
     let payments = house.listener("payments").await;
     let got = call::send_h2(payments, grpc_request("/shop.Payments/Status")?).await?;
-    assert_eq!((grpc_status(&got), got.text().contains("paid")), ("0".into(), true));
+    assert_eq!(
+        (grpc_status(&got), got.text().contains("paid")),
+        ("0".into(), true)
+    );
     assert_eq!(backend.requests(), 3);
     house.shutdown().await;
     Ok(())
@@ -118,7 +138,11 @@ async fn a_grpc_status_in_trailers_is_tried_again_before_a_message_reached_the_c
 async fn a_grpc_call_is_not_tried_again_without_the_owners_word() -> Result<()> {
     let backend = Backend::with(|_| async { grpc(&[], 14) }).await;
     let house = House::payments(&[backend.address()], "  retries: {}").await?;
-    let got = call::send_h2(house.listener("payments").await, grpc_request("/shop.Payments/Pay")?).await?;
+    let got = call::send_h2(
+        house.listener("payments").await,
+        grpc_request("/shop.Payments/Pay")?,
+    )
+    .await?;
     assert_eq!(grpc_status(&got), "14");
     assert_eq!(backend.requests(), 1);
     house.shutdown().await;
@@ -130,15 +154,23 @@ async fn once_a_message_has_reached_the_caller_the_status_is_final() -> Result<(
     let backend = Backend::with(|_| async { grpc(&["half"], 14) }).await;
     let spec = "  retries: {}\n  routes: [{name: all, idempotent: true}]";
     let house = House::payments(&[backend.address()], spec).await?;
-    let got = call::send_h2(house.listener("payments").await, grpc_request("/shop.Payments/Status")?).await?;
-    assert_eq!((grpc_status(&got), got.text().contains("half")), ("14".into(), true));
+    let got = call::send_h2(
+        house.listener("payments").await,
+        grpc_request("/shop.Payments/Status")?,
+    )
+    .await?;
+    assert_eq!(
+        (grpc_status(&got), got.text().contains("half")),
+        ("14".into(), true)
+    );
     assert_eq!(backend.requests(), 1);
     house.shutdown().await;
     Ok(())
 }
 
 #[tokio::test]
-async fn grpc_failures_in_trailers_open_the_breaker_and_refusals_are_unavailable_with_pushback() -> Result<()> {
+async fn grpc_failures_in_trailers_open_the_breaker_and_refusals_are_unavailable_with_pushback()
+-> Result<()> {
     let backend = Backend::with(|_| async { grpc(&[], 13) }).await;
     let spec = "  circuitBreaker: {minimumRequests: 3, failurePercent: 60, open: {duration: 60s}}";
     let house = House::payments(&[backend.address()], spec).await?;
@@ -149,11 +181,21 @@ async fn grpc_failures_in_trailers_open_the_breaker_and_refusals_are_unavailable
     }
     let refused = call::send_h2(payments, grpc_request("/shop.Payments/Pay")?).await?;
     assert_eq!((refused.status, grpc_status(&refused)), (200, "14".into()));
-    assert!(refused.header("grpc-message").contains("circuit breaker payments open"), "{refused:?}");
+    assert!(
+        refused
+            .header("grpc-message")
+            .contains("circuit breaker payments open"),
+        "{refused:?}"
+    );
     assert!(refused.header("grpc-retry-pushback-ms").parse::<u64>()? > 0);
     assert_eq!(backend.requests(), 3);
     let object = house.breaker_is("payments", "Open").await;
-    assert!(object["status"]["message"].to_string().contains("INTERNAL ×3"), "{object}");
+    assert!(
+        object["status"]["message"]
+            .to_string()
+            .contains("INTERNAL ×3"),
+        "{object}"
+    );
     house.shutdown().await;
     Ok(())
 }
@@ -162,32 +204,57 @@ async fn grpc_failures_in_trailers_open_the_breaker_and_refusals_are_unavailable
 async fn protocols_are_not_translated_and_a_mismatch_says_so() -> Result<()> {
     let backend = Backend::always(200).await;
     let manifests = weir_tests::Manifests::new()?;
-    manifests.service_with("payments", &[backend.address()], "appProtocol: kubernetes.io/h2c")?;
+    manifests.service_with(
+        "payments",
+        &[backend.address()],
+        "appProtocol: kubernetes.io/h2c",
+    )?;
     let house = House::start(manifests).await?;
     let payments = house.listener("payments").await;
     let got = call::get(payments, "/").await?;
     assert_eq!(got.status, 502);
-    assert!(got.header("proxy-status").contains("the caller speaks HTTP/1.1, the destination HTTP/2"), "{got:?}");
-    assert_eq!(call::send_h2(payments, call::request_h2("GET", "/", "")?).await?.status, 200);
+    assert!(
+        got.header("proxy-status")
+            .contains("the caller speaks HTTP/1.1, the destination HTTP/2"),
+        "{got:?}"
+    );
+    assert_eq!(
+        call::send_h2(payments, call::request_h2("GET", "/", "")?)
+            .await?
+            .status,
+        200
+    );
     house.shutdown().await;
     Ok(())
 }
 
 #[tokio::test]
-async fn a_destination_that_refuses_a_stream_did_nothing_and_the_call_goes_elsewhere() -> Result<()> {
+async fn a_destination_that_refuses_a_stream_did_nothing_and_the_call_goes_elsewhere() -> Result<()>
+{
     // Its connections end at once: nothing is ever processed there.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let broken = listener.local_addr()?;
-    tokio::spawn(async move { while let Ok((io, _)) = listener.accept().await { drop(io) } });
+    tokio::spawn(async move {
+        while let Ok((io, _)) = listener.accept().await {
+            drop(io)
+        }
+    });
     let good = Backend::with(|_| async { grpc(&["paid"], 0) }).await;
-    let house = House::payments(&[broken, good.address()], "  retries: {budget: {percent: 100}}").await?;
+    let house = House::payments(
+        &[broken, good.address()],
+        "  retries: {budget: {percent: 100}}",
+    )
+    .await?;
     let payments = house.listener("payments").await;
     let mut served = 0;
     for _ in 0..20 {
         let got = call::send_h2(payments, grpc_request("/shop.Payments/Pay")?).await?;
         served += u32::from(grpc_status(&got) == "0");
     }
-    assert!(served >= 10, "{served} of 20; the good endpoint alone serves half");
+    assert!(
+        served >= 10,
+        "{served} of 20; the good endpoint alone serves half"
+    );
     house.shutdown().await;
     Ok(())
 }
@@ -201,20 +268,35 @@ async fn draining_sends_goaway_and_finishes_the_streams_under_way() -> Result<()
     .await;
     let house = House::payments(&[backend.address()], ALL).await?;
     let payments = house.listener("payments").await;
-    let Caller::H2(send) = Caller::h2(payments).await? else { unreachable!("it speaks HTTP/2") };
+    let Caller::H2(send) = Caller::h2(payments).await? else {
+        unreachable!("it speaks HTTP/2")
+    };
     let calls: Vec<_> = (0..5)
         .map(|_| {
             let mut send = send.clone();
-            tokio::spawn(async move { call::read(send.send_request(call::request_h2("GET", "/", "")?).await?).await })
+            tokio::spawn(async move {
+                call::read(send.send_request(call::request_h2("GET", "/", "")?).await?).await
+            })
         })
         .collect();
-    eventually("all under way", || async { if backend.requests() == 5 { Ok(()) } else { Err(backend.requests()) } }).await;
+    eventually("all under way", || async {
+        if backend.requests() == 5 {
+            Ok(())
+        } else {
+            Err(backend.requests())
+        }
+    })
+    .await;
     house.shutdown().await;
     for call in calls {
         assert_eq!(call.await??.status, 200);
     }
     eventually("the connection to be closed to new streams", || async {
-        if send.is_closed() { Ok(()) } else { Err("open") }
+        if send.is_closed() {
+            Ok(())
+        } else {
+            Err("open")
+        }
     })
     .await;
     Ok(())

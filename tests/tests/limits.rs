@@ -27,7 +27,11 @@ async fn on_leave() -> (Backend, Arc<Semaphore>) {
 
 async fn requests_reach(backend: &Backend, n: u64) {
     eventually("requests at the destination", || async {
-        if backend.requests() == n { Ok(()) } else { Err(backend.requests()) }
+        if backend.requests() == n {
+            Ok(())
+        } else {
+            Err(backend.requests())
+        }
     })
     .await;
 }
@@ -44,7 +48,12 @@ async fn a_full_bulkhead_refuses_and_has_room_again_after_the_response_ends() ->
         requests_reach(&backend, 2).await;
         let refused = call::get(payments, "/").await?;
         assert_eq!(refused.status, 503);
-        assert!(refused.header("proxy-status").contains("bulkhead checkout is full"), "{refused:?}");
+        assert!(
+            refused
+                .header("proxy-status")
+                .contains("bulkhead checkout is full"),
+            "{refused:?}"
+        );
         leave.add_permits(2);
         assert_eq!((first.await??.status, second.await??.status), (200, 200));
         leave.add_permits(1);
@@ -64,7 +73,9 @@ async fn a_full_bulkhead_refuses_and_has_room_again_after_the_response_ends() ->
 async fn who_waits_in_a_bulkheads_queue_is_served_in_turn() -> Result<()> {
     for at in ["Caller", "Destination"] {
         let (backend, leave) = on_leave().await;
-        let spec = format!("  bulkheads: [{{name: checkout, at: {at}, maxConcurrent: 1, maxQueue: 1, maxWait: 30s}}]");
+        let spec = format!(
+            "  bulkheads: [{{name: checkout, at: {at}, maxConcurrent: 1, maxQueue: 1, maxWait: 30s}}]"
+        );
         let house = House::payments(&[backend.address()], &spec).await?;
         let payments = house.listener("payments").await;
         let first = tokio::spawn(async move { call::get(payments, "/first").await });
@@ -77,7 +88,11 @@ async fn who_waits_in_a_bulkheads_queue_is_served_in_turn() -> Result<()> {
             }
         })
         .await;
-        assert_eq!(call::get(payments, "/third").await?.status, 503, "the queue is full");
+        assert_eq!(
+            call::get(payments, "/third").await?.status,
+            503,
+            "the queue is full"
+        );
         leave.add_permits(2);
         assert_eq!((first.await??.status, second.await??.status), (200, 200));
         house.shutdown().await;
@@ -95,10 +110,16 @@ async fn waiting_ends_after_max_wait_and_is_not_the_destinations_failure() -> Re
     requests_reach(&backend, 1).await;
     let late = call::get(payments, "/").await?;
     assert_eq!(late.status, 503);
-    assert!(late.header("proxy-status").contains("waited 100ms"), "{late:?}");
+    assert!(
+        late.header("proxy-status").contains("waited 100ms"),
+        "{late:?}"
+    );
     leave.add_permits(1);
     assert_eq!(first.await??.status, 200);
-    assert_eq!(house.breaker_is("payments", "Closed").await["status"]["state"], "Closed");
+    assert_eq!(
+        house.breaker_is("payments", "Closed").await["status"]["state"],
+        "Closed"
+    );
     house.shutdown().await;
     Ok(())
 }
@@ -121,7 +142,11 @@ async fn partitions_are_chosen_by_header() -> Result<()> {
     leave.add_permits(1);
     assert_eq!(held.await??.status, 200);
     leave.add_permits(1);
-    assert_eq!(call::get(payments, "/").await?.status, 200, "others have room of their own");
+    assert_eq!(
+        call::get(payments, "/").await?.status,
+        200,
+        "others have room of their own"
+    );
     house.shutdown().await;
     Ok(())
 }
@@ -130,7 +155,11 @@ async fn partitions_are_chosen_by_header() -> Result<()> {
 async fn an_endpoint_is_not_given_more_than_the_limit_and_another_takes_over() -> Result<()> {
     let (one, leave_one) = on_leave().await;
     let (two, leave_two) = on_leave().await;
-    let house = House::payments(&[one.address(), two.address()], "  loadShedding: {concurrency: {max: 1}}").await?;
+    let house = House::payments(
+        &[one.address(), two.address()],
+        "  loadShedding: {concurrency: {max: 1}}",
+    )
+    .await?;
     let payments = house.listener("payments").await;
     let first = tokio::spawn(async move { call::get(payments, "/").await });
     let second = tokio::spawn(async move { call::get(payments, "/").await });
@@ -138,7 +167,12 @@ async fn an_endpoint_is_not_given_more_than_the_limit_and_another_takes_over() -
     requests_reach(&two, 1).await;
     let refused = call::get(payments, "/").await?;
     assert_eq!(refused.status, 503);
-    assert!(refused.header("proxy-status").contains("every endpoint has 1 requests"), "{refused:?}");
+    assert!(
+        refused
+            .header("proxy-status")
+            .contains("every endpoint has 1 requests"),
+        "{refused:?}"
+    );
     leave_one.add_permits(1);
     leave_two.add_permits(1);
     assert_eq!((first.await??.status, second.await??.status), (200, 200));
@@ -161,7 +195,10 @@ async fn weirs_own_refusals_never_open_a_breaker() -> Result<()> {
     assert_eq!(held.await??.status, 200);
     leave.add_permits(1);
     assert_eq!(call::get(payments, "/").await?.status, 200);
-    assert_eq!(house.breaker_is("payments", "Closed").await["status"]["failurePercent"], 0);
+    assert_eq!(
+        house.breaker_is("payments", "Closed").await["status"]["failurePercent"],
+        0
+    );
     house.shutdown().await;
     Ok(())
 }
@@ -173,10 +210,16 @@ async fn a_caller_that_leaves_gives_everything_back_and_is_no_failure() -> Resul
     let house = House::payments(&[backend.address()], spec).await?;
     let payments = house.listener("payments").await;
     for _ in 0..4 {
-        let callers: Vec<_> = (0..5).map(|_| tokio::spawn(async move { call::get(payments, "/").await })).collect();
+        let callers: Vec<_> = (0..5)
+            .map(|_| tokio::spawn(async move { call::get(payments, "/").await }))
+            .collect();
         let all = backend.requests() + 5;
         eventually("all to be at the destination", || async {
-            if backend.requests() >= all { Ok(()) } else { Err(backend.requests()) }
+            if backend.requests() >= all {
+                Ok(())
+            } else {
+                Err(backend.requests())
+            }
         })
         .await;
         callers.iter().for_each(tokio::task::JoinHandle::abort);
@@ -189,7 +232,10 @@ async fn a_caller_that_leaves_gives_everything_back_and_is_no_failure() -> Resul
         .await;
     }
     assert_eq!(house.metric("weir_cancelled_total", &[]).await?, 20.0);
-    assert_eq!(house.breaker_is("payments", "Closed").await["status"]["failurePercent"], 0);
+    assert_eq!(
+        house.breaker_is("payments", "Closed").await["status"]["failurePercent"],
+        0
+    );
     house.shutdown().await;
     Ok(())
 }
@@ -202,8 +248,11 @@ async fn a_destination_that_does_not_take_connections_is_given_up_after_connect(
     let listener = socket.listen(1)?;
     let address = listener.local_addr()?;
     let mut fill = Vec::new();
-    while let Ok(Ok(io)) =
-        tokio::time::timeout(Duration::from_millis(200), tokio::net::TcpStream::connect(address)).await
+    while let Ok(Ok(io)) = tokio::time::timeout(
+        Duration::from_millis(200),
+        tokio::net::TcpStream::connect(address),
+    )
+    .await
     {
         fill.push(io);
     }
@@ -211,7 +260,11 @@ async fn a_destination_that_does_not_take_connections_is_given_up_after_connect(
     let payments = house.listener("payments").await;
     let late = call::get(payments, "/").await?;
     assert_eq!(late.status, 504);
-    assert!(late.header("proxy-status").contains("error=connection_timeout"), "{late:?}");
+    assert!(
+        late.header("proxy-status")
+            .contains("error=connection_timeout"),
+        "{late:?}"
+    );
     house.shutdown().await;
     Ok(())
 }
@@ -222,7 +275,11 @@ async fn no_endpoint_is_said_as_such() -> Result<()> {
     let payments = house.listener("payments").await;
     let got = call::get(payments, "/").await?;
     assert_eq!(got.status, 503);
-    assert!(got.header("proxy-status").contains("shop/payments has no ready endpoints"), "{got:?}");
+    assert!(
+        got.header("proxy-status")
+            .contains("shop/payments has no ready endpoints"),
+        "{got:?}"
+    );
     house.shutdown().await;
     Ok(())
 }
@@ -230,7 +287,11 @@ async fn no_endpoint_is_said_as_such() -> Result<()> {
 #[tokio::test]
 async fn in_shadow_every_section_decides_and_counts_and_changes_nothing() -> Result<()> {
     let backend = Backend::with(|seen| async move {
-        if seen.target == "/slow" { slowly(Duration::from_millis(300), 200).await } else { Reply::status(500) }
+        if seen.target == "/slow" {
+            slowly(Duration::from_millis(300), 200).await
+        } else {
+            Reply::status(500)
+        }
     })
     .await;
     let spec = "  mode: Shadow\n  timeouts: {request: 100ms}\n  retries: {retryOn: {statusCodes: [500-599]}}\n  circuitBreaker: {minimumRequests: 2, failurePercent: 50, open: {duration: 60s}}\n  bulkheads: [{name: one, at: Caller, maxConcurrent: 1}]\n  loadShedding: {concurrency: {max: 1}}";
@@ -239,15 +300,33 @@ async fn in_shadow_every_section_decides_and_counts_and_changes_nothing() -> Res
     for _ in 0..10 {
         assert_eq!(call::get(payments, "/").await?.status, 500);
     }
-    assert_eq!(backend.requests(), 10, "nothing was refused and nothing repeated");
+    assert_eq!(
+        backend.requests(),
+        10,
+        "nothing was refused and nothing repeated"
+    );
     let object = house.breaker_is("payments", "Open").await;
     assert_eq!(object["status"]["shadow"], true);
-    let pair: Vec<_> = (0..2).map(|_| tokio::spawn(async move { call::get(payments, "/slow").await })).collect();
+    let pair: Vec<_> = (0..2)
+        .map(|_| tokio::spawn(async move { call::get(payments, "/slow").await }))
+        .collect();
     for got in pair {
         assert_eq!(got.await??.status, 200, "no timeout, no limit");
     }
-    for section in ["timeouts", "retries", "circuitBreaker", "bulkheads", "loadShedding"] {
-        assert!(house.metric("weir_shadow_decisions_total", &[section]).await? > 0.0, "{section}");
+    for section in [
+        "timeouts",
+        "retries",
+        "circuitBreaker",
+        "bulkheads",
+        "loadShedding",
+    ] {
+        assert!(
+            house
+                .metric("weir_shadow_decisions_total", &[section])
+                .await?
+                > 0.0,
+            "{section}"
+        );
     }
     assert_eq!(house.metric("weir_answers_total", &[]).await?, 0.0);
     house.shutdown().await;

@@ -9,7 +9,10 @@ use weir_tests::{Backend, House, Reply, call};
 
 /// Fails the first `n` requests with `status`.
 async fn failing_first(n: u64, status: u16) -> Backend {
-    Backend::with(move |seen| async move { Reply::status(if seen.number <= n { status } else { 200 }) }).await
+    Backend::with(
+        move |seen| async move { Reply::status(if seen.number <= n { status } else { 200 }) },
+    )
+    .await
 }
 
 #[tokio::test]
@@ -29,9 +32,19 @@ async fn a_post_is_never_tried_again_by_default() -> Result<()> {
     let backend = failing_first(1, 503).await;
     let house = House::payments(&[backend.address()], "  retries: {}").await?;
     let payments = house.listener("payments").await;
-    assert_eq!(call::send(payments, call::request("POST", "/", "pay")?).await?.status, 503);
+    assert_eq!(
+        call::send(payments, call::request("POST", "/", "pay")?)
+            .await?
+            .status,
+        503
+    );
     assert_eq!(backend.requests(), 1);
-    assert_eq!(house.metric("weir_retries_stopped_total", &["unsafe_method"]).await?, 1.0);
+    assert_eq!(
+        house
+            .metric("weir_retries_stopped_total", &["unsafe_method"])
+            .await?,
+        1.0
+    );
     house.shutdown().await;
     Ok(())
 }
@@ -42,11 +55,19 @@ async fn a_post_on_an_idempotent_route_is_tried_again_with_its_body() -> Result<
     let spec = "  retries: {}\n  routes:\n  - name: refunds\n    idempotent: true\n    matches: [{path: {type: PathPrefix, value: /refunds}}]";
     let house = House::payments(&[backend.address()], spec).await?;
     let payments = house.listener("payments").await;
-    let got = call::send(payments, call::request("POST", "/refunds/7", "give it back")?).await?;
+    let got = call::send(
+        payments,
+        call::request("POST", "/refunds/7", "give it back")?,
+    )
+    .await?;
     assert_eq!(got.status, 200);
     let seen = backend.seen();
     assert_eq!(seen.len(), 2);
-    assert!(seen.iter().all(|s| s.body == "give it back" && s.target == "/refunds/7"), "{seen:?}");
+    assert!(
+        seen.iter()
+            .all(|s| s.body == "give it back" && s.target == "/refunds/7"),
+        "{seen:?}"
+    );
     house.shutdown().await;
     Ok(())
 }
@@ -60,7 +81,12 @@ async fn a_post_whose_connection_is_refused_is_tried_at_another_endpoint() -> Re
     let house = House::payments(&[nobody, backend.address()], "  retries: {}").await?;
     let payments = house.listener("payments").await;
     for _ in 0..10 {
-        assert_eq!(call::send(payments, call::request("POST", "/", "pay")?).await?.status, 200);
+        assert_eq!(
+            call::send(payments, call::request("POST", "/", "pay")?)
+                .await?
+                .status,
+            200
+        );
     }
     assert_eq!(backend.requests(), 10);
     house.shutdown().await;
@@ -71,7 +97,11 @@ async fn a_post_whose_connection_is_refused_is_tried_at_another_endpoint() -> Re
 async fn a_try_never_goes_to_the_same_endpoint_while_another_is_left() -> Result<()> {
     let bad = Backend::always(503).await;
     let good = Backend::always(200).await;
-    let house = House::payments(&[bad.address(), good.address()], "  retries: {budget: {percent: 100}}").await?;
+    let house = House::payments(
+        &[bad.address(), good.address()],
+        "  retries: {budget: {percent: 100}}",
+    )
+    .await?;
     let payments = house.listener("payments").await;
     for _ in 0..30 {
         assert_eq!(call::get(payments, "/").await?.status, 200);
@@ -85,14 +115,26 @@ async fn a_try_never_goes_to_the_same_endpoint_while_another_is_left() -> Result
 #[tokio::test]
 async fn retry_after_is_obeyed_where_it_fits_the_deadline() -> Result<()> {
     let backend = Backend::with(|seen| async move {
-        if seen.number == 1 { Reply::status(503).with("retry-after", "1") } else { Reply::status(200) }
+        if seen.number == 1 {
+            Reply::status(503).with("retry-after", "1")
+        } else {
+            Reply::status(200)
+        }
     })
     .await;
-    let house = House::payments(&[backend.address()], "  timeouts: {request: 10s}\n  retries: {}").await?;
+    let house = House::payments(
+        &[backend.address()],
+        "  timeouts: {request: 10s}\n  retries: {}",
+    )
+    .await?;
     let payments = house.listener("payments").await;
     let begun = Instant::now();
     assert_eq!(call::get(payments, "/").await?.status, 200);
-    assert!(begun.elapsed() >= Duration::from_secs(1), "came back after {:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() >= Duration::from_secs(1),
+        "came back after {:?}",
+        begun.elapsed()
+    );
     house.shutdown().await;
     Ok(())
 }
@@ -100,12 +142,21 @@ async fn retry_after_is_obeyed_where_it_fits_the_deadline() -> Result<()> {
 #[tokio::test]
 async fn retry_after_beyond_the_deadline_fails_now() -> Result<()> {
     let backend = Backend::with(|_| async { Reply::status(503).with("retry-after", "3600") }).await;
-    let house = House::payments(&[backend.address()], "  timeouts: {request: 30s}\n  retries: {}").await?;
+    let house = House::payments(
+        &[backend.address()],
+        "  timeouts: {request: 30s}\n  retries: {}",
+    )
+    .await?;
     let payments = house.listener("payments").await;
     let got = call::get(payments, "/").await?;
     assert_eq!((got.status, got.header("retry-after")), (503, "3600"));
     assert_eq!(backend.requests(), 1);
-    assert_eq!(house.metric("weir_retries_stopped_total", &["deadline_too_near"]).await?, 1.0);
+    assert_eq!(
+        house
+            .metric("weir_retries_stopped_total", &["deadline_too_near"])
+            .await?,
+        1.0
+    );
     house.shutdown().await;
     Ok(())
 }
@@ -120,7 +171,12 @@ async fn a_body_too_large_to_keep_streams_through_and_is_counted() -> Result<()>
     assert_eq!(got.status, 503);
     assert_eq!(backend.requests(), 1);
     assert_eq!(backend.seen()[0].body.len(), big.len());
-    assert_eq!(house.metric("weir_retries_stopped_total", &["body_too_large"]).await?, 1.0);
+    assert_eq!(
+        house
+            .metric("weir_retries_stopped_total", &["body_too_large"])
+            .await?,
+        1.0
+    );
     house.shutdown().await;
     Ok(())
 }
@@ -131,7 +187,12 @@ async fn a_kept_body_arrives_whole_at_the_second_try() -> Result<()> {
     let house = House::payments(&[backend.address()], "  retries: {maxBufferedBody: 64Ki}").await?;
     let payments = house.listener("payments").await;
     let body: String = (0..6000).map(|n| format!("{n:08}\n")).collect();
-    assert_eq!(call::send(payments, call::request("PUT", "/", &body)?).await?.status, 200);
+    assert_eq!(
+        call::send(payments, call::request("PUT", "/", &body)?)
+            .await?
+            .status,
+        200
+    );
     assert_eq!(backend.seen()[1].body, body);
     house.shutdown().await;
     Ok(())
@@ -139,13 +200,33 @@ async fn a_kept_body_arrives_whole_at_the_second_try() -> Result<()> {
 
 #[tokio::test]
 async fn a_try_that_hangs_is_cut_and_made_again() -> Result<()> {
-    let backend = Backend::with(|seen| async move { if seen.number == 1 { never().await } else { Reply::status(200) } }).await;
-    let house = House::payments(&[backend.address()], "  timeouts: {request: 10s, perTry: 200ms}\n  retries: {}").await?;
+    let backend = Backend::with(|seen| async move {
+        if seen.number == 1 {
+            never().await
+        } else {
+            Reply::status(200)
+        }
+    })
+    .await;
+    let house = House::payments(
+        &[backend.address()],
+        "  timeouts: {request: 10s, perTry: 200ms}\n  retries: {}",
+    )
+    .await?;
     let payments = house.listener("payments").await;
     assert_eq!(call::get(payments, "/").await?.status, 200);
-    assert_eq!(house.metric("weir_failed_tries_total", &["timeout"]).await?, 1.0);
+    assert_eq!(
+        house
+            .metric("weir_failed_tries_total", &["timeout"])
+            .await?,
+        1.0
+    );
     weir_tests::eventually("the first handler to be cancelled", || async {
-        if backend.cancelled().len() == 1 { Ok(()) } else { Err(backend.cancelled().len()) }
+        if backend.cancelled().len() == 1 {
+            Ok(())
+        } else {
+            Err(backend.cancelled().len())
+        }
     })
     .await;
     house.shutdown().await;
@@ -161,14 +242,25 @@ async fn the_budget_ends_a_retry_storm() -> Result<()> {
     let mut caller = call::Caller::h1(payments).await?;
     let begun = Instant::now();
     for _ in 0..300 {
-        assert_eq!(caller.send(call::request("GET", "/", "")?).await?.status, 503);
+        assert_eq!(
+            caller.send(call::request("GET", "/", "")?).await?.status,
+            503
+        );
     }
     // A fifth of the requests, and the floor of 5 for each second that it took.
     let floor = 5 * (begun.elapsed().as_secs() + 2);
     let extra = backend.requests() - 300;
-    assert!(extra <= 60 + floor, "{extra} extra tries for 300 requests, floor {floor}");
+    assert!(
+        extra <= 60 + floor,
+        "{extra} extra tries for 300 requests, floor {floor}"
+    );
     assert!(extra >= 50, "20 % is 20 %, not less: {extra}");
-    assert!(house.metric("weir_retries_stopped_total", &["budget_exhausted"]).await? > 0.0);
+    assert!(
+        house
+            .metric("weir_retries_stopped_total", &["budget_exhausted"])
+            .await?
+            > 0.0
+    );
     house.shutdown().await;
     Ok(())
 }
@@ -179,9 +271,18 @@ async fn an_open_breaker_stops_retrying() -> Result<()> {
     let spec = "  retries: {attempts: 5, backoff: {base: 1ms, max: 1ms}}\n  circuitBreaker: {minimumRequests: 2, failurePercent: 50, open: {duration: 60s}}";
     let house = House::payments(&[backend.address()], spec).await?;
     let payments = house.listener("payments").await;
-    assert_eq!(call::get(payments, "/").await?.status, 500, "the destination's own answer is the last word");
+    assert_eq!(
+        call::get(payments, "/").await?.status,
+        500,
+        "the destination's own answer is the last word"
+    );
     assert_eq!(backend.requests(), 2);
-    assert_eq!(house.metric("weir_retries_stopped_total", &["breaker_open"]).await?, 1.0);
+    assert_eq!(
+        house
+            .metric("weir_retries_stopped_total", &["breaker_open"])
+            .await?,
+        1.0
+    );
     house.shutdown().await;
     Ok(())
 }
@@ -197,7 +298,9 @@ async fn a_pooled_connection_that_the_destination_closed_costs_nobody_a_failure(
             tokio::spawn(async move {
                 let mut data = [0; 4096];
                 if io.read(&mut data).await.is_ok_and(|n| n > 0) {
-                    let _ = io.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+                    let _ = io
+                        .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+                        .await;
                 }
             });
         }
@@ -206,7 +309,10 @@ async fn a_pooled_connection_that_the_destination_closed_costs_nobody_a_failure(
     let payments = house.listener("payments").await;
     let mut caller = call::Caller::h1(payments).await?;
     for _ in 0..100 {
-        assert_eq!(caller.send(call::request("GET", "/", "")?).await?.status, 200);
+        assert_eq!(
+            caller.send(call::request("GET", "/", "")?).await?.status,
+            200
+        );
     }
     house.shutdown().await;
     Ok(())

@@ -36,19 +36,34 @@ async fn the_breaker_of_the_article_opens_refuses_probes_and_closes() -> Result<
         let refused = call::get(payments, "/").await?;
         assert_eq!(refused.status, 503);
         let why = refused.header("proxy-status");
-        assert!(why.starts_with("weir; error=destination_unavailable; details=\"circuit breaker payments open"), "{why}");
+        assert!(
+            why.starts_with(
+                "weir; error=destination_unavailable; details=\"circuit breaker payments open"
+            ),
+            "{why}"
+        );
         let seconds: u64 = refused.header("retry-after").parse()?;
         assert!((1..=5).contains(&seconds), "retry-after: {seconds}");
     }
-    assert_eq!(backend.requests(), 3, "a refused request never reaches the destination");
+    assert_eq!(
+        backend.requests(),
+        3,
+        "a refused request never reaches the destination"
+    );
     let object = house.breaker_is("payments", "Open").await;
     assert_eq!(object["status"]["reason"], "FailureRate");
     let message = object["status"]["message"].as_str().unwrap_or_default();
-    assert!(message.contains("100% of 3 requests failed") && message.contains("500 ×3"), "{message}");
+    assert!(
+        message.contains("100% of 3 requests failed") && message.contains("500 ×3"),
+        "{message}"
+    );
 
     // Without any traffic it says that it would try again.
     house.breaker_is("payments", "HalfOpen").await;
-    println!("HalfOpen shown {:?} after it opened (open for 5 s)", opened.elapsed());
+    println!(
+        "HalfOpen shown {:?} after it opened (open for 5 s)",
+        opened.elapsed()
+    );
     assert_eq!(backend.requests(), 3, "nobody was risked for it");
 
     // It still fails: one probe is enough to know.
@@ -75,7 +90,11 @@ async fn the_breaker_of_the_article_opens_refuses_probes_and_closes() -> Result<
 #[tokio::test]
 async fn a_successful_probe_alone_does_not_close_the_breaker_of_the_article() -> Result<()> {
     let backend = Backend::always(500).await;
-    let house = House::payments(&[backend.address()], &BREAKER.replace("open: {duration: 5s", "open: {duration: 1s")).await?;
+    let house = House::payments(
+        &[backend.address()],
+        &BREAKER.replace("open: {duration: 5s", "open: {duration: 1s"),
+    )
+    .await?;
     let payments = house.listener("payments").await;
     for _ in 0..3 {
         call::get(payments, "/").await?;
@@ -83,7 +102,10 @@ async fn a_successful_probe_alone_does_not_close_the_breaker_of_the_article() ->
     house.breaker_is("payments", "HalfOpen").await;
     backend.now_always(200);
     assert_eq!(call::get(payments, "/").await?.status, 200);
-    assert_eq!(house.breaker_is("payments", "HalfOpen").await["status"]["state"], "HalfOpen");
+    assert_eq!(
+        house.breaker_is("payments", "HalfOpen").await["status"]["state"],
+        "HalfOpen"
+    );
     backend.now_always(500);
     assert_eq!(call::get(payments, "/").await?.status, 500);
     house.breaker_is("payments", "Open").await;
@@ -101,8 +123,16 @@ async fn noticed_after(h2: bool) -> Result<Duration> {
     for _ in 0..5 {
         let before = backend.cancelled().len();
         let requests = backend.requests();
-        let mut caller = if h2 { Caller::h2(payments).await? } else { Caller::h1(payments).await? };
-        let request = if h2 { call::request_h2("GET", "/", "")? } else { call::request("GET", "/", "")? };
+        let mut caller = if h2 {
+            Caller::h2(payments).await?
+        } else {
+            Caller::h1(payments).await?
+        };
+        let request = if h2 {
+            call::request_h2("GET", "/", "")?
+        } else {
+            call::request("GET", "/", "")?
+        };
         let gave_up = timeout(Duration::from_millis(100), caller.send(request)).await;
         assert!(gave_up.is_err(), "the handler never answers");
         drop(caller);
@@ -110,7 +140,11 @@ async fn noticed_after(h2: bool) -> Result<Duration> {
         assert_eq!(backend.requests(), requests + 1);
         let noticed = eventually("the handler to see its cancellation", || async {
             let all = backend.cancelled();
-            if all.len() > before { Ok(all[before]) } else { Err(all.len()) }
+            if all.len() > before {
+                Ok(all[before])
+            } else {
+                Err(all.len())
+            }
         })
         .await;
         best = best.min(noticed.saturating_duration_since(gone));
@@ -147,9 +181,17 @@ async fn a_handler_sees_that_weirs_own_timeout_passed() -> Result<()> {
             call::get(payments, "/").await?
         };
         assert_eq!(late.status, 504);
-        assert!(late.header("proxy-status").contains("error=http_response_timeout"), "{late:?}");
+        assert!(
+            late.header("proxy-status")
+                .contains("error=http_response_timeout"),
+            "{late:?}"
+        );
         eventually("the handler to see its cancellation", || async {
-            if backend.cancelled().is_empty() { Err("nothing") } else { Ok(()) }
+            if backend.cancelled().is_empty() {
+                Err("nothing")
+            } else {
+                Ok(())
+            }
         })
         .await;
         house.shutdown().await;

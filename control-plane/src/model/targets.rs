@@ -7,6 +7,7 @@ use weir_crds::v1alpha1::{Reason, Strategy, TargetKind, TargetRef};
 use super::Verdict;
 use super::merge::{Layer, Policy, Rank};
 use super::service::{ServicePlan, known};
+use crate::sources::manifest::{Kind, ObjectId};
 use crate::sources::{Key, Objects};
 
 /// A target that is served.
@@ -122,13 +123,10 @@ pub(super) fn resolve(
         }
         Target::Service { service, port } => {
             let Some(plan) = plans.get(service) else {
-                let message = format!(
-                    "there is no Service {} in namespace {}; {}",
-                    service.1,
-                    service.0,
-                    known(objects, &service.0)
-                );
-                return Err(Verdict::new(Reason::TargetNotFound, message));
+                return Err(Verdict::new(
+                    Reason::TargetNotFound,
+                    missing(service, objects),
+                ));
             };
             let Some(port) = port else {
                 return Ok(vec![service.clone()]);
@@ -151,6 +149,22 @@ pub(super) fn resolve(
             };
             let message = format!("Service {} has no port named {port}: {names}", service.1);
             Err(Verdict::new(Reason::TargetNotFound, message))
+        }
+    }
+}
+
+/// Why there is no such Service.
+fn missing((namespace, name): &Key, objects: &Objects) -> String {
+    let id = ObjectId {
+        kind: Kind::Service,
+        namespace: namespace.clone(),
+        name: name.clone(),
+    };
+    match objects.refused.get(&id) {
+        Some(refused) => format!("Service {name} cannot be used: {}", refused.problem),
+        None => {
+            let known = known(objects, namespace);
+            format!("there is no Service {name} in namespace {namespace}; {known}")
         }
     }
 }

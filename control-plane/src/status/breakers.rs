@@ -18,6 +18,8 @@ use weir_proto::v1alpha1 as proto;
 
 use super::{Memory, View, metadata, time, whole};
 use crate::ledger::Aggregate;
+use crate::model::Verdict;
+use crate::sources::manifest::{Kind, ObjectId};
 use crate::sources::{Key, Sourced};
 
 /// Figures alone are shown no more often.
@@ -67,7 +69,8 @@ impl Memory {
                 generation,
                 view.now,
             )];
-            if let Some(verdict) = &plan.forced {
+            let broken = broken(view, &key);
+            if let Some(verdict) = broken.as_ref().or(plan.forced.as_ref()) {
                 conditions.push(self.verdict(
                     &of,
                     ConditionType::OverrideAccepted,
@@ -159,6 +162,30 @@ impl Memory {
         object.status = Some(status);
         whole(&object)
     }
+}
+
+/// What is wrong with the manifest of a breaker, if anything.
+fn broken(view: &View<'_>, key: &Key) -> Option<Verdict> {
+    let id = ObjectId {
+        kind: Kind::CircuitBreaker,
+        namespace: key.0.clone(),
+        name: key.1.clone(),
+    };
+    let last = view
+        .objects
+        .breakers
+        .get(key)
+        .and_then(|source| source.problem.as_ref());
+    let message = match (last, view.objects.refused.get(&id)) {
+        (Some(problem), _) => format!("{problem}; the last good version stays in force"),
+        (None, Some(refused)) => refused.problem.to_string(),
+        (None, None) => return None,
+    };
+    Some(Verdict {
+        good: false,
+        reason: Reason::Invalid,
+        message,
+    })
 }
 
 /// A breaker that nobody has reported yet has refused nothing: it counts as

@@ -25,6 +25,8 @@ struct Rollout {
     away: Option<String>,
     /// Features that every agent in scope lacks.
     lacking: Vec<String>,
+    /// Whether agents are told of every service that it takes part in.
+    pushed: bool,
 }
 
 impl Memory {
@@ -169,6 +171,7 @@ fn rollout(view: &View<'_>, outcome: &PolicyOutcome) -> Rollout {
         rejections: Vec::new(),
         away: None,
         lacking: Vec::new(),
+        pushed: !services.is_empty() && services.len() == outcome.services.len(),
     };
     for node in view.nodes {
         rollout.agents.expected += 1;
@@ -211,9 +214,11 @@ fn programmed(outcome: &PolicyOutcome, rollout: &Rollout) -> (ConditionStatus, R
         rejections,
         away,
         lacking,
+        pushed,
     } = rollout;
     let bad = |reason, message| (ConditionStatus::False, reason, message);
-    let stays = outcome.accepted.reason == Reason::Invalid && !outcome.services.is_empty();
+    // An invalid edit leaves the version before it in force, if there was one.
+    let stays = outcome.accepted.reason == Reason::Invalid && *pushed;
     if !outcome.accepted.good && !stays {
         return bad(
             outcome.accepted.reason,

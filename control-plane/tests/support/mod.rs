@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
+use weir_control_plane::events::Event;
 use weir_control_plane::store::{Change, Collection};
 use weir_control_plane::{Config, ControlPlane};
 use weir_proto::v1alpha1 as proto;
@@ -258,5 +259,22 @@ pub fn held(resource: &proto::Resource) -> proto::Held {
         kind: resource.kind,
         name: resource.name.clone(),
         version: resource.version.clone(),
+    }
+}
+
+/// Waits for an event, past ones included.
+pub async fn until_event(control_plane: &ControlPlane, is: impl Fn(&Event) -> bool) -> Event {
+    let mut coming = control_plane.subscribe_events();
+    if let Some(found) = control_plane.events().into_iter().find(&is) {
+        return found;
+    }
+    loop {
+        let event = timeout(PATIENCE, coming.recv())
+            .await
+            .expect("the event does not come")
+            .unwrap();
+        if is(&event) {
+            return event;
+        }
     }
 }

@@ -84,6 +84,7 @@ fn loom_two_failures_at_once_make_one_transition() {
             .into_iter()
             .for_each(|thread| thread.join().unwrap());
         assert_eq!(steps(&breaker, Time::ZERO), [State::Open]);
+        assert_eq!(breaker.status(Time::ZERO).epoch, 1);
     });
 }
 

@@ -40,7 +40,7 @@ pub(super) struct Merged {
 }
 
 impl Merged {
-    pub(super) fn take(&mut self, listing: Listing, now: Instant, wall: Timestamp) -> Look {
+    pub(super) fn take(&mut self, listing: &Listing, now: Instant, wall: Timestamp) -> Look {
         let mut changed = !self.looked;
         self.looked = true;
         let mut again: Option<Instant> = None;
@@ -72,7 +72,7 @@ impl Merged {
             }
             changed = true;
         }
-        let problems = complaints(&listing);
+        let problems = complaints(listing);
         changed |= problems != self.complaints;
         self.complaints.clone_from(&problems);
         let changed = changed.then(|| self.objects(problems, wall));

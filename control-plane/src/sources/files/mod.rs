@@ -84,7 +84,7 @@ impl Files {
     /// Reads what changed since the last look. Blocks on the disk.
     pub fn look(&mut self, now: Instant, wall: jiff::Timestamp) -> Look {
         let listing = listing::list(&self.paths);
-        self.merged.take(listing, now, wall)
+        self.merged.take(&listing, now, wall)
     }
 
     /// Looks whenever something happens, and publishes what changed into
@@ -156,6 +156,3 @@ fn is_news(event: &notify::Result<notify::Event>) -> bool {
         Err(_) => true,
     }
 }
-
-#[cfg(test)]
-mod tests;

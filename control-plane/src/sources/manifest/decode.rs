@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use weir_crds::v1alpha1::{CircuitBreakerObject, ResiliencePolicy};
 
+use super::load::dns_name;
 use super::{Finding, Kind, Manifest};
 
 /// An object of one of the kinds that are read; cheap to clone.
@@ -172,6 +173,12 @@ fn check_service(manifest: &Manifest, service: &Service) -> Vec<Finding> {
             ));
         }
         let name = port.name.as_deref().unwrap_or_default();
+        if !name.is_empty()
+            && let Err(message) = dns_name(name, false)
+        {
+            let message = format!("name {name:?}: {message}");
+            findings.push(manifest.finding(format!("{path}.name"), message));
+        }
         if name.is_empty() && ports.len() > 1 {
             findings.push(manifest.finding(
                 path.clone(),

@@ -1,3 +1,4 @@
+use super::load::documents;
 use super::*;
 
 const TWO: &str = "\
