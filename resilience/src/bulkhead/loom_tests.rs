@@ -70,7 +70,9 @@ fn loom_there_are_never_more_inside_than_places() {
                 }
             })
         });
-        threads.map(|thread| thread.join().unwrap());
+        threads
+            .into_iter()
+            .for_each(|thread| thread.join().unwrap());
         assert_eq!(bulkhead.in_use(), 0);
     });
 }
