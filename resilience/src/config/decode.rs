@@ -292,7 +292,6 @@ impl At<'_> {
     }
 
     /// Port 0 stands for any free port, which the agent picks.
-    /// Port 0 stands for any free port, which the agent picks.
     fn listener(&mut self, text: &str) -> Option<SocketAddr> {
         match text.parse::<SocketAddr>() {
             Ok(address) if address.port() == 0 => Some(address),
