@@ -1,7 +1,6 @@
 //! The rules of the push, over real gRPC, with an agent that does what the test
 //! says.
 
-#[allow(unreachable_pub, reason = "shared by several test programs")]
 mod support;
 
 use std::time::Duration;
