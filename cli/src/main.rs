@@ -58,7 +58,9 @@ fn main() -> ExitCode {
 
 fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
     logging::start(&cli.log, quiet(&cli.command))?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         match cli.command {
             Command::Demo(options) => Box::pin(demo::execute(options, cli.log.is_given())).await,
@@ -73,7 +75,10 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
 
 /// Commands that say what they have to say themselves.
 fn quiet(command: &Command) -> bool {
-    matches!(command, Command::Demo(_) | Command::Check(_) | Command::Get(_))
+    matches!(
+        command,
+        Command::Demo(_) | Command::Check(_) | Command::Get(_)
+    )
 }
 
 /// Whoever read the output has read enough: `weir get … | head`.

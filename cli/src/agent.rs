@@ -1,0 +1,112 @@
+//! `weir agent`.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use clap::Args;
+use weir_agent::{Agent, Listening};
+
+use crate::args::AgentOptions;
+use crate::signals::Signals;
+
+/// Run an agent alone: it gets its policies from a control plane and enforces
+/// them on the traffic of this node.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Where the control plane is: http://127.0.0.1:15010
+    #[arg(long, value_name = "URL")]
+    control_plane: String,
+    /// Be an explicit HTTP proxy at this address, such as 127.0.0.1:15081.
+    #[arg(long, value_name = "ADDR")]
+    proxy: Option<SocketAddr>,
+    /// Health, readiness and metrics.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15082")]
+    admin: SocketAddr,
+    #[command(flatten)]
+    agent: AgentOptions,
+}
+
+pub(crate) async fn execute(options: Options) -> anyhow::Result<ExitCode> {
+    let mut signals = Signals::catch()?;
+    let config = options
+        .agent
+        .config(options.control_plane, options.proxy, options.admin);
+    println!(
+        "weir agent, node {}, control plane {}",
+        config.node, config.control_plane
+    );
+    let agent = Agent::start(config).await?;
+    tokio::select! {
+        () = agent.synced() => {}
+        () = signals.next() => return Ok(drain(agent, &mut signals).await),
+    }
+    print!("{}", lines(&agent, &agent.listening().await));
+    signals.next().await;
+    Ok(drain(agent, &mut signals).await)
+}
+
+/// Lets requests finish; a second signal ends everything at once.
+pub(crate) async fn drain(agent: Agent, signals: &mut Signals) -> ExitCode {
+    tracing::info!("ending once requests under way are done; a second signal ends at once");
+    tokio::select! {
+        () = agent.shutdown() => ExitCode::SUCCESS,
+        () = signals.next() => {
+            tracing::warn!("ended before all requests were done");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Where an agent listens and what for, a line each.
+pub(crate) fn lines(agent: &Agent, listening: &[Listening]) -> String {
+    let mut lines = Vec::new();
+    for Listening {
+        service,
+        port,
+        address,
+    } in listening
+    {
+        lines.push((format!("{service}:{port}"), format!("http://{address}")));
+    }
+    if let Some(proxy) = agent.proxy_addr() {
+        lines.push((
+            "any service".to_owned(),
+            format!(
+                "as an HTTP proxy: curl -x http://{proxy} {}",
+                example(listening)
+            ),
+        ));
+    }
+    if let Some(admin) = agent.admin_addr() {
+        lines.push((
+            "agent".to_owned(),
+            format!("http://{admin}/metrics (/healthz, /readyz, /listeners)"),
+        ));
+    }
+    aligned(&lines)
+}
+
+/// A URL that the proxy understands.
+fn example(listening: &[Listening]) -> String {
+    let named = listening
+        .first()
+        .and_then(|first| Some((first.service.split_once('/')?, first.port)));
+    match named {
+        Some(((namespace, name), 80)) => format!("http://{name}.{namespace}/"),
+        Some(((namespace, name), port)) => format!("http://{name}.{namespace}:{port}/"),
+        None => "http://<service>.<namespace>/".to_owned(),
+    }
+}
+
+/// Two columns, indented.
+pub(crate) fn aligned(lines: &[(String, String)]) -> String {
+    let width = lines
+        .iter()
+        .map(|(what, _)| what.chars().count())
+        .max()
+        .unwrap_or(0);
+    lines
+        .iter()
+        .map(|(what, text)| format!("  {what:width$}  {text}\n"))
+        .collect()
+}

@@ -1,0 +1,12 @@
+//! The command as people run it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "what goes wrong in a test's own helpers fails the test"
+)]
+
+mod arguments;
+mod check;
+mod get;
+mod run;
+mod support;
