@@ -4,7 +4,6 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
@@ -44,8 +43,6 @@ pub(crate) struct Api {
     pub(crate) ledger: Arc<Ledger>,
     /// What the last compile found; agents are counted when asked.
     pub(crate) gauges: watch::Receiver<Gauges>,
-    /// Set after the first load.
-    pub(crate) ready: Arc<AtomicBool>,
     pub(crate) stop: watch::Receiver<bool>,
     watchers: Arc<Semaphore>,
 }
@@ -57,7 +54,6 @@ impl Api {
         metrics: Arc<Metrics>,
         ledger: Arc<Ledger>,
         gauges: watch::Receiver<Gauges>,
-        ready: Arc<AtomicBool>,
         stop: watch::Receiver<bool>,
     ) -> Api {
         let watchers = Arc::new(Semaphore::new(MAX_WATCHERS));
@@ -67,7 +63,6 @@ impl Api {
             metrics,
             ledger,
             gauges,
-            ready,
             stop,
             watchers,
         }
@@ -76,23 +71,12 @@ impl Api {
     pub(crate) fn router(self) -> Router {
         Router::new()
             .route("/healthz", get(async || "ok\n"))
-            .route("/readyz", get(readyz))
+            // Served only once the manifests are read and compiled.
+            .route("/readyz", get(async || "ok\n"))
             .route("/metrics", get(metrics))
             .route("/events", get(events))
             .route("/apis/weir.dev/v1alpha1/{plural}", get(objects))
             .with_state(self)
-    }
-}
-
-async fn readyz(State(api): State<Api>) -> Response {
-    if api.ready.load(Ordering::Acquire) {
-        "ok\n".into_response()
-    } else {
-        (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "the manifests are not read yet\n",
-        )
-            .into_response()
     }
 }
 

@@ -7,7 +7,6 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -132,9 +131,8 @@ impl ControlPlane {
         let store = Arc::new(Store::default());
         let events = Arc::new(Events::default());
         let metrics = Arc::new(Metrics::default());
-        let ready = Arc::new(AtomicBool::new(false));
 
-        let world = World {
+        let mut world = World {
             objects: objects_seen,
             catalog,
             ledger: Arc::clone(&ledger),
@@ -142,8 +140,8 @@ impl ControlPlane {
             events: Arc::clone(&events),
             metrics: Arc::clone(&metrics),
             gauges,
-            ready: Arc::clone(&ready),
         };
+        let state = world.begin();
         let pusher = Pusher::new(
             catalog_seen,
             Arc::clone(&ledger),
@@ -164,12 +162,11 @@ impl ControlPlane {
             metrics,
             ledger,
             gauges_seen,
-            ready,
             stopping.clone(),
         );
 
         let mut tasks = JoinSet::new();
-        tasks.spawn(world.run(stopping.clone()));
+        tasks.spawn(world.run(state, stopping.clone()));
         tasks.spawn(files.run(objects, first.again, stopping.clone()));
         tasks.spawn(serve_grpc(
             grpc_listener,

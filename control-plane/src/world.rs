@@ -1,9 +1,8 @@
 //! The one task in which everything comes together: objects come in, the
 //! catalog goes out to the agents, what they say goes into the statuses.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -34,12 +33,11 @@ pub(crate) struct World {
     pub(crate) events: Arc<Events>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) gauges: watch::Sender<Gauges>,
-    pub(crate) ready: Arc<AtomicBool>,
 }
 
 /// What the last compile left.
 #[derive(Default)]
-struct State {
+pub(crate) struct State {
     objects: Arc<Objects>,
     compiled: Compiled,
     versions: Versions,
@@ -52,14 +50,19 @@ struct State {
 }
 
 impl World {
-    /// Runs until `stop` is true.
-    pub(crate) async fn run(mut self, mut stop: watch::Receiver<bool>) {
+    /// Compiles and shows what is there now. Before that no agent may be
+    /// answered: it would be told to drop what it holds.
+    pub(crate) fn begin(&mut self) -> State {
         let mut state = State::default();
-        let mut next_status = Instant::now();
-        let mut dirty = false;
         self.compile(&mut state);
         self.show(&mut state);
-        self.ready.store(true, Ordering::Release);
+        state
+    }
+
+    /// Goes on from what [`World::begin`] gave, until `stop` is true.
+    pub(crate) async fn run(mut self, mut state: State, mut stop: watch::Receiver<bool>) {
+        let mut next_status = Instant::now();
+        let mut dirty = false;
         loop {
             let overridden = state.compiled.until.map(in_instants);
             let again = state.again.into_iter().chain(overridden).min();
@@ -100,7 +103,7 @@ impl World {
         let compiled = compile(&state.objects, Timestamp::now());
         self.metrics.compiled();
         let before = Arc::clone(&self.catalog.borrow());
-        let catalog = encode(&compiled, &before);
+        let catalog = encode(&compiled, &before, state.objects.partial);
         state.versions = versions(&compiled, &catalog);
         let services = |catalog: &Catalog| -> Vec<(ResourceId, Arc<str>)> {
             let services = catalog
@@ -208,8 +211,8 @@ fn in_instants(at: Timestamp) -> Instant {
 }
 
 /// Encodes what changed. A service that agents could not read keeps its last
-/// good version.
-pub(crate) fn encode(compiled: &Compiled, before: &Catalog) -> Catalog {
+/// good version. `partial`: some manifest cannot be read.
+pub(crate) fn encode(compiled: &Compiled, before: &Catalog, partial: bool) -> Catalog {
     let mut resources = BTreeMap::new();
     for ((namespace, name), outcome) in &compiled.services {
         let ids = [
@@ -236,7 +239,25 @@ pub(crate) fn encode(compiled: &Compiled, before: &Catalog) -> Catalog {
             resources.insert(id, kept.unwrap_or(fresh));
         }
     }
-    Catalog { resources }
+    let removed = match partial {
+        true => {
+            let gone = before
+                .resources
+                .keys()
+                .filter(|id| !resources.contains_key(*id));
+            let still = before
+                .removed
+                .iter()
+                .filter(|id| !resources.contains_key(*id));
+            gone.chain(still).cloned().collect()
+        }
+        false => BTreeSet::new(),
+    };
+    Catalog {
+        resources,
+        partial,
+        removed,
+    }
 }
 
 /// The versions that agents should enforce.

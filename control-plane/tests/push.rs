@@ -277,3 +277,27 @@ async fn shutting_down_ends_the_streams_and_says_why() {
         tonic::Code::Unavailable
     );
 }
+
+#[tokio::test]
+async fn a_control_plane_that_starts_on_broken_manifests_takes_nothing_from_its_agents() {
+    let directory = Directory::new();
+    let whole = service("a") + &policy("a", "timeouts: {request: 2s}");
+    directory.write("a.yaml", &whole);
+    let control_plane = start(&directory).await;
+    let mut agent = Agent::connect(&control_plane, "node-a", Vec::new()).await;
+    let first = agent.next().await.unwrap();
+    agent.answer(first.nonce, Vec::new()).await;
+    control_plane.shutdown().await;
+
+    directory.write("a.yaml", &whole[..whole.len() / 3]);
+    let control_plane = start(&directory).await;
+    let holds = first.resources.iter().map(held).collect();
+    let mut agent = Agent::connect(&control_plane, "node-a", holds).await;
+    let resumed = agent.next().await.unwrap();
+    assert!(resumed.synced && resumed.removed.is_empty(), "{resumed:?}");
+    agent.answer(resumed.nonce, Vec::new()).await;
+
+    std::fs::remove_file(directory.path().join("a.yaml")).unwrap();
+    let emptied = agent.next().await.unwrap();
+    assert_eq!(emptied.removed.len(), 2, "{emptied:?}");
+}

@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use weir_crds::v1alpha1::{Route, Section, Sections};
+use weir_crds::v1alpha1::{ResiliencePolicySpec, Route, Section, Sections};
 use weir_proto::v1alpha1 as proto;
+use weir_resilience::config::Problem;
 
 use super::breakers::{BreakerPlan, word};
-use super::merge::{Merged, Policy, Rank, Winner, merge};
+use super::merge::{Layer, Merged, Policy, Rank, Winner, merge};
 use super::service::{PortPlan, ServicePlan, endpoints};
 use super::targets::Attachments;
 use super::{Compiled, ServiceOutcome, sections};
@@ -83,6 +84,70 @@ fn refusal(config: &proto::ServiceConfig, endpoints: &proto::Endpoints) -> Optio
         .map(ToString::to_string)
         .collect();
     (!problems.is_empty()).then(|| problems.join("; "))
+}
+
+/// What the agents' decoder says against a policy alone, as paths in the
+/// policy. The schema leaves little to it (how deep a regular expression may
+/// be nested), but what it refuses must not reach a service's configuration,
+/// where other policies would suffer with it.
+pub(crate) fn refusals(spec: &ResiliencePolicySpec) -> Vec<Problem> {
+    let key: Key = ("check".to_owned(), "check".to_owned());
+    let policy = Policy {
+        key: &key,
+        spec,
+        created: None,
+    };
+    let mut layer = Layer::default();
+    layer.add(policy);
+    let merged = merge(&[(Rank::Service, Some(&layer))]);
+    let port = PortPlan {
+        number: 80,
+        name: String::new(),
+        protocol: proto::Protocol::Detect,
+        listen: None,
+    };
+    let mut work = Work {
+        key: &key,
+        objects: &Objects::default(),
+        now: Timestamp::UNIX_EPOCH,
+        requires: BTreeSet::new(),
+        compiled: &mut Compiled::default(),
+    };
+    let ports = vec![work.port(&port, &merged)];
+    let config = proto::ServiceConfig {
+        namespace: key.0.clone(),
+        name: key.1.clone(),
+        ports,
+    };
+    let problems = weir_resilience::config::service(&config)
+        .err()
+        .unwrap_or_default();
+    problems
+        .into_iter()
+        .map(|problem| Problem {
+            path: path_in_spec(&problem.path),
+            message: problem.message,
+        })
+        .collect()
+}
+
+/// `ports[0].routes[1].policy.circuit_breaker` → `spec.routes[1].circuitBreaker`.
+fn path_in_spec(path: &str) -> String {
+    let mut spec = "spec".to_owned();
+    for step in path
+        .split('.')
+        .filter(|step| *step != "ports[0]" && *step != "policy")
+    {
+        spec.push('.');
+        let mut words = step.split('_');
+        spec.push_str(words.next().unwrap_or_default());
+        for word in words {
+            let (first, rest) = word.split_at(word.chars().next().map_or(0, char::len_utf8));
+            spec.push_str(&first.to_uppercase());
+            spec.push_str(rest);
+        }
+    }
+    spec
 }
 
 struct Work<'a> {

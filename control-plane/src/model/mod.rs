@@ -25,6 +25,7 @@ mod targets;
 mod unsupported;
 
 pub(crate) use breakers::BreakerPlan;
+pub(crate) use compile::refusals;
 
 use merge::{Layer, Policy, merge};
 use service::ServicePlan;

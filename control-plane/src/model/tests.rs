@@ -37,7 +37,7 @@ fn cases() -> Vec<PathBuf> {
 
 /// The statuses when one agent enforces everything.
 fn statuses(objects: &Objects, compiled: &Compiled) -> Value {
-    let catalog = encode(compiled, &Catalog::default());
+    let catalog = encode(compiled, &Catalog::default(), false);
     let versions = versions(compiled, &catalog);
     let enforced: HashMap<_, _> = catalog
         .resources
@@ -147,6 +147,7 @@ fn compiling_twice_gives_the_same_versions() {
             encode(
                 &compile(&from_text(&case, &text, now()), now()),
                 &Catalog::default(),
+                false,
             )
         };
         assert_eq!(compiled(), compiled(), "{}", case.display());

@@ -1,6 +1,6 @@
 //! The resources as they are now, encoded once for everybody.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -85,4 +85,16 @@ impl Encoded {
 pub(crate) struct Catalog {
     /// By id.
     pub(crate) resources: BTreeMap<ResourceId, Arc<Encoded>>,
+    /// Some manifest cannot be read, and nobody knows what it asks for: what an
+    /// agent holds from before this control plane started is left to it.
+    pub(crate) partial: bool,
+    /// While it is partial, what was there and is gone: that is known.
+    pub(crate) removed: BTreeSet<ResourceId>,
+}
+
+impl Catalog {
+    /// Whether an agent that holds the resource must drop it.
+    pub(super) fn is_gone(&self, id: &ResourceId) -> bool {
+        !self.resources.contains_key(id) && (!self.partial || self.removed.contains(id))
+    }
 }

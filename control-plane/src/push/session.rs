@@ -279,10 +279,7 @@ impl Session {
             .enforced
             .keys()
             .chain(self.holding.refused.keys());
-        known
-            .filter(|id| !catalog.resources.contains_key(*id))
-            .cloned()
-            .collect()
+        known.filter(|id| catalog.is_gone(id)).cloned().collect()
     }
 }
 

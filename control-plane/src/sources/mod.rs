@@ -59,6 +59,8 @@ pub struct Objects {
     pub slices: BTreeMap<Key, Sourced<Arc<EndpointSlice>>>,
     /// Objects that cannot be used at all.
     pub refused: BTreeMap<ObjectId, Refused>,
+    /// Some manifest cannot be read, so that there may be more objects than these.
+    pub partial: bool,
     /// Findings in all files, for people: "shop.yaml:14:3: …".
     pub problems: Vec<String>,
 }

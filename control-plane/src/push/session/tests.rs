@@ -42,6 +42,7 @@ fn endpoints(name: &str, address: &str) -> (ResourceId, Arc<Encoded>) {
 fn catalog(resources: impl IntoIterator<Item = (ResourceId, Arc<Encoded>)>) -> Catalog {
     Catalog {
         resources: resources.into_iter().collect(),
+        ..Catalog::default()
     }
 }
 
@@ -211,4 +212,30 @@ fn a_large_synchronisation_is_split_and_only_its_last_part_completes_it() {
     assert_eq!(parts.iter().filter(|synced| **synced).count(), 1);
     assert_eq!(parts.last(), Some(&true));
     assert_eq!(session.holding().enforced.len(), 2_000);
+}
+
+#[test]
+fn while_a_manifest_cannot_be_read_only_what_is_known_to_be_gone_is_removed() {
+    let held = ["unknown", "removed"].map(|name| proto::Held {
+        kind: ResourceKind::Service.into(),
+        name: format!("shop/{name}"),
+        version: "1".into(),
+    });
+    let removed = [ResourceId::service("shop", "removed")].into();
+    let partial = Catalog {
+        partial: true,
+        removed,
+        ..Catalog::default()
+    };
+    let mut session = Session::new(&held, SECOND);
+    let response = session.next(&partial, Instant::now()).unwrap();
+    let names: Vec<_> = response
+        .removed
+        .iter()
+        .map(|removed| removed.name.as_str())
+        .collect();
+    assert_eq!(names, ["shop/removed"]);
+    session.answer(&ack(1));
+    let response = session.next(&Catalog::default(), Instant::now()).unwrap();
+    assert_eq!(response.removed[0].name, "shop/unknown");
 }

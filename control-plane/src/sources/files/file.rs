@@ -36,6 +36,8 @@ pub(super) struct FileState {
     pub(super) bad: Vec<Bad>,
     pub(super) findings: Vec<Finding>,
     pub(super) ignored: Vec<String>,
+    /// Some of it cannot be told to be an object.
+    pub(super) unreadable: bool,
     /// Since when it is gone.
     pub(super) gone: Option<Instant>,
 }
@@ -54,6 +56,7 @@ impl FileState {
             ));
         }
         let before = std::mem::take(&mut self.good);
+        self.unreadable = loaded.unreadable;
         self.bad.clear();
         self.findings = loaded.findings;
         self.ignored = loaded.ignored;
@@ -104,6 +107,7 @@ impl FileState {
     }
 
     fn keep_all(&mut self, finding: Finding) {
+        self.unreadable = true;
         for good in &mut self.good {
             good.problem = Some(finding.clone());
         }

@@ -81,6 +81,7 @@ impl Merged {
 
     fn objects(&mut self, mut problems: Vec<String>, wall: Timestamp) -> Objects {
         let mut objects = Objects::default();
+        let unlisted = !problems.is_empty();
         let mut owners: HashMap<&ObjectId, Arc<str>> = HashMap::new();
         let mut past = HashMap::new();
         for (path, file) in &self.files {
@@ -138,6 +139,11 @@ impl Merged {
                 objects.refused.insert(bad.id.clone(), refused);
             }
         }
+        objects.partial = unlisted
+            || self
+                .files
+                .values()
+                .any(|file| file.unreadable || !file.bad.is_empty());
         self.past = past;
         objects.problems = problems;
         objects

@@ -13,6 +13,7 @@ use weir_crds::v1alpha1::{CircuitBreakerObject, ResiliencePolicy};
 
 use super::load::dns_name;
 use super::{Finding, Kind, Manifest};
+use crate::model::refusals;
 
 /// An object of one of the kinds that are read; cheap to clone.
 #[derive(Clone, Debug)]
@@ -33,8 +34,16 @@ pub enum Typed {
 /// Everything that an API server would refuse it for.
 pub fn decode(manifest: &Manifest) -> Result<Typed, Vec<Finding>> {
     match manifest.id.kind {
-        Kind::ResiliencePolicy => ours(manifest, weir_crds::Kind::ResiliencePolicy)
-            .map(|policy| Typed::ResiliencePolicy(Arc::new(policy))),
+        Kind::ResiliencePolicy => {
+            let policy: ResiliencePolicy = ours(manifest, weir_crds::Kind::ResiliencePolicy)?;
+            let findings = refusals(&policy.spec)
+                .into_iter()
+                .map(|problem| manifest.finding(problem.path, problem.message));
+            finish(
+                findings.collect(),
+                Typed::ResiliencePolicy(Arc::new(policy)),
+            )
+        }
         Kind::CircuitBreaker => ours(manifest, weir_crds::Kind::CircuitBreaker)
             .map(|breaker| Typed::CircuitBreaker(Arc::new(breaker))),
         Kind::Service => {
