@@ -28,8 +28,8 @@ pub(crate) struct BreakerId {
 }
 
 /// One node's word on one breaker.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Condition {
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Word {
     pub(crate) state: BreakerState,
     pub(crate) reason: BreakerReason,
     pub(crate) message: String,
@@ -47,13 +47,13 @@ pub(crate) struct Condition {
 pub(crate) struct Aggregate {
     /// The word of the node that stands for all: of those in the worst state
     /// the first to be (of closed ones the last).
-    pub(crate) worst: Condition,
+    pub(crate) worst: Word,
     /// Nodes that report it.
     pub(crate) total: u32,
     pub(crate) open: u32,
     pub(crate) half_open: u32,
     /// Nodes on which it is not closed, the worst first, at most 20.
-    pub(crate) not_closed: Vec<(String, Condition)>,
+    pub(crate) not_closed: Vec<(String, Word)>,
     /// Over all nodes, weighted by their requests.
     pub(crate) failure_percent: u32,
     pub(crate) request_rate_milli: u64,
@@ -69,7 +69,7 @@ struct Reports {
     /// Set until the stream's first report is complete: what it did not name
     /// by then is gone.
     named: Option<Vec<BreakerId>>,
-    breakers: HashMap<BreakerId, Condition>,
+    breakers: HashMap<BreakerId, Word>,
 }
 
 /// Reports by node. One lock: a report is taken in within microseconds, at most
@@ -118,7 +118,7 @@ impl Breakers {
             {
                 named.push(id.clone());
             }
-            reports.breakers.insert(id, condition(report));
+            reports.breakers.insert(id, word(report));
         }
         for id in &request.removed {
             if let Some(id) = breaker_id(Some(id)) {
@@ -160,7 +160,7 @@ impl Breakers {
 
     pub(super) fn aggregate(&self, id: &BreakerId) -> Option<Aggregate> {
         let nodes = self.nodes();
-        let mut words: Vec<(&str, &Condition)> = nodes
+        let mut words: Vec<(&str, &Word)> = nodes
             .iter()
             .filter_map(|(node, reports)| Some((node.as_str(), reports.breakers.get(id)?)))
             .collect();
@@ -230,8 +230,8 @@ pub(super) fn breaker_id(id: Option<&proto::BreakerId>) -> Option<BreakerId> {
     })
 }
 
-fn condition(report: &proto::BreakerReport) -> Condition {
-    Condition {
+fn word(report: &proto::BreakerReport) -> Word {
+    Word {
         state: report.state(),
         reason: report.reason(),
         message: bounded(&report.message),

@@ -19,6 +19,8 @@ use crate::push::{Holding, ResourceId, Taken};
 mod breakers;
 mod report;
 
+#[cfg(test)]
+pub(crate) use breakers::Word;
 pub(crate) use breakers::{Aggregate, BreakerId};
 pub(crate) use report::Reporter;
 

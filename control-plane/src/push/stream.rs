@@ -1,5 +1,6 @@
 //! One agent's `Discover` stream: carries what [`Session`] decides.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -154,6 +155,9 @@ impl Pusher {
         session: &mut Session,
         presence: &Presence,
     ) -> Result<(), Status> {
+        // One wait for the whole stream, or a stream that is woken often would
+        // lose its place.
+        let mut waiting = pin!(Arc::clone(&self.full_syncs).acquire_owned());
         let mut turn: Option<OwnedSemaphorePermit> = None;
         let mut deadline = Instant::now();
         loop {
@@ -190,7 +194,7 @@ impl Pusher {
                 () = sleep_until(deadline), if session.is_waiting() => {
                     return Err(Status::deadline_exceeded("the last response was not answered in time: reconnect"));
                 }
-                permit = Arc::clone(&self.full_syncs).acquire_owned(), if turn.is_none() && !session.is_synced() => {
+                permit = &mut waiting, if turn.is_none() && !session.is_synced() => {
                     turn = permit.ok();
                 }
                 changed = self.catalog.changed(), if !session.is_waiting() => {

@@ -268,3 +268,56 @@ fn reason(reason: proto::BreakerReason) -> Option<BreakerReason> {
         proto::BreakerReason::Unspecified => return None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::Word;
+
+    fn word(state: proto::BreakerState, percent: u32) -> Aggregate {
+        Aggregate {
+            worst: Word {
+                state,
+                ..Word::default()
+            },
+            total: 1,
+            open: 0,
+            half_open: 0,
+            not_closed: Vec::new(),
+            failure_percent: percent,
+            request_rate_milli: 0,
+            rejected_total: 0,
+        }
+    }
+
+    /// The percentage that is shown at `now`, and when to come again.
+    fn shown(memory: &mut Memory, word: &Aggregate, now: Instant) -> (u32, Option<Instant>) {
+        let (figures, due) = memory.figures_of(&("shop".into(), "payments".into()), word, now);
+        memory.figures.turn();
+        (figures.failure_percent, due)
+    }
+
+    #[test]
+    fn figures_alone_are_shown_every_ten_seconds_and_with_a_new_state_at_once() {
+        let mut memory = Memory::default();
+        let begin = Instant::now();
+        let later = begin + Duration::from_secs(3);
+        let closed = proto::BreakerState::Closed;
+        assert_eq!(shown(&mut memory, &word(closed, 1), begin), (1, None));
+        let due = Some(begin + FIGURES_EVERY);
+        assert_eq!(shown(&mut memory, &word(closed, 2), later), (1, due));
+        assert_eq!(
+            shown(&mut memory, &word(proto::BreakerState::Open, 61), later),
+            (61, None)
+        );
+        let due = later + FIGURES_EVERY;
+        assert_eq!(
+            shown(&mut memory, &word(proto::BreakerState::Open, 70), later),
+            (61, Some(due))
+        );
+        assert_eq!(
+            shown(&mut memory, &word(proto::BreakerState::Open, 70), due),
+            (70, None)
+        );
+    }
+}
