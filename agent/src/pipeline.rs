@@ -813,23 +813,14 @@ impl Exchange {
         let Some((permit, took)) = self.take_permit(now) else {
             return;
         };
-        let Some((rules, machine)) = &self.rules().breaker else {
-            return;
-        };
-        let counts = match cause {
-            breaker::Cause::Timeout => rules.failure_on.timeouts,
-            breaker::Cause::Connect | breaker::Cause::Reset => rules.failure_on.connection_failure,
-            breaker::Cause::Status(_) | breaker::Cause::Grpc(_) => true,
-        };
-        if counts {
+        if let Some((_, machine)) = &self.rules().breaker {
+            // The machine itself leaves out what its policy does not count.
             let outcome = breaker::Outcome::Failure {
                 cause,
                 took,
                 retry_after,
             };
             machine.record(self.shard, permit, now, random, &outcome);
-        } else {
-            machine.release(permit, now);
         }
     }
 

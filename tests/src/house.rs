@@ -209,6 +209,26 @@ impl House {
         .await
     }
 
+    /// Waits until a policy's condition has this reason, and returns it.
+    pub async fn condition_for(&self, policy: &str, kind: &str, reason: &str) -> Value {
+        eventually(&format!("{kind} of {policy} for {reason}"), || async {
+            let object = self
+                .object("resiliencepolicies", policy)
+                .await
+                .map_err(|e| e.to_string())?;
+            let conditions = object["status"]["conditions"]
+                .as_array()
+                .cloned()
+                .unwrap_or_default();
+            let found = conditions
+                .iter()
+                .find(|c| c["type"] == kind && c["reason"] == reason)
+                .cloned();
+            found.ok_or_else(|| object["status"].to_string())
+        })
+        .await
+    }
+
     /// The agent's metrics.
     pub async fn metrics(&self) -> Result<String> {
         let admin = self
