@@ -102,7 +102,7 @@ impl House {
             admin: Some(any()),
             state_dir: None,
             workers: NonZeroUsize::MIN,
-            drain_timeout: Duration::from_secs(10),
+            drain_timeout: Duration::from_secs(3),
         })
         .await?;
         agent.synced().await;

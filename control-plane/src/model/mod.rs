@@ -29,6 +29,7 @@ pub(crate) use compile::refusals;
 
 use merge::{Layer, Policy, merge};
 use service::ServicePlan;
+pub(crate) use service::{LISTEN, listen_address};
 use targets::{Attachments, Target};
 
 const NOT_LOOKED_FOR: &str = "not looked for: see condition Accepted";

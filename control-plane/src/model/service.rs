@@ -12,7 +12,7 @@ use weir_proto::v1alpha1 as proto;
 use crate::sources::{Key, Objects, Sourced};
 
 /// Annotation that asks for a listener on the one port of a Service.
-const LISTEN: &str = "weir.dev/listen";
+pub(crate) const LISTEN: &str = "weir.dev/listen";
 /// Label that names the Service of an EndpointSlice.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
@@ -148,14 +148,19 @@ fn listeners(service: &Sourced<Arc<Service>>, plan: &mut ServicePlan) {
     }
 }
 
+/// The address in a `weir.dev/listen` annotation.
+pub(crate) fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        format!("{text:?} is not an address and port: write 127.0.0.1:8081, for example")
+    })
+}
+
 fn listener(
     port: Option<&str>,
     text: &str,
     plan: &ServicePlan,
 ) -> Result<(usize, SocketAddr), String> {
-    let address: SocketAddr = text.parse().map_err(|_| {
-        format!("{text:?} is not an address and port: write 127.0.0.1:8081, for example")
-    })?;
+    let address = listen_address(text)?;
     let names = || {
         plan.ports
             .iter()

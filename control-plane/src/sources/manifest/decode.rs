@@ -13,7 +13,7 @@ use weir_crds::v1alpha1::{CircuitBreakerObject, ResiliencePolicy};
 
 use super::load::dns_name;
 use super::{Finding, Kind, Manifest};
-use crate::model::refusals;
+use crate::model::{LISTEN, listen_address, refusals};
 
 /// An object of one of the kinds that are read; cheap to clone.
 #[derive(Clone, Debug)]
@@ -156,6 +156,16 @@ fn is_port(port: i32) -> bool {
 
 fn check_service(manifest: &Manifest, service: &Service) -> Vec<Finding> {
     let mut findings = Vec::new();
+    for (name, text) in service.metadata.annotations.iter().flatten() {
+        if name
+            .strip_prefix(LISTEN)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+            && let Err(message) = listen_address(text)
+        {
+            let path = format!("metadata.annotations[\"{name}\"]");
+            findings.push(manifest.finding(path, message));
+        }
+    }
     let ports = service
         .spec
         .as_ref()
