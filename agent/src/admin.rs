@@ -357,7 +357,7 @@ impl Admin {
         one(
             out,
             (
-                "weir_control_plane_connected",
+                "weir_connected_to_control_plane",
                 "gauge",
                 "Whether the control plane is in reach.",
             ),

@@ -103,72 +103,72 @@ impl Metrics {
         let mut page = Page(String::with_capacity(4096));
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         page.one(
-            "weir_agents_connected",
+            "weir_control_plane_agents",
             "gauge",
             "Agents with a discovery stream.",
             now.agents,
         );
         page.many(
-            "weir_resources",
+            "weir_control_plane_resources",
             "gauge",
             "Resources that agents should hold.",
             "kind",
             &[("service", now.services), ("endpoints", now.endpoints)],
         );
         page.one(
-            "weir_policies",
+            "weir_control_plane_policies",
             "gauge",
             "Policies known, good or not.",
             now.policies,
         );
         page.one(
-            "weir_source_problems",
+            "weir_control_plane_source_problems",
             "gauge",
             "Findings in the manifests as they are now.",
             now.source_problems,
         );
         page.many(
-            "weir_breakers",
+            "weir_control_plane_circuit_breakers",
             "gauge",
             "Breakers by the state of their worst node.",
             "state",
             &[
-                ("closed", now.breakers.closed),
-                ("open", now.breakers.open),
-                ("half_open", now.breakers.half_open),
+                ("Closed", now.breakers.closed),
+                ("Open", now.breakers.open),
+                ("HalfOpen", now.breakers.half_open),
             ],
         );
         page.many(
-            "weir_breaker_transitions_total",
+            "weir_control_plane_circuit_breaker_transitions_total",
             "counter",
             "Transitions of breakers, on every node.",
             "to",
             &[
-                ("open", get(&self.opened)),
-                ("half_open", get(&self.half_opened)),
-                ("closed", get(&self.closed)),
+                ("Open", get(&self.opened)),
+                ("HalfOpen", get(&self.half_opened)),
+                ("Closed", get(&self.closed)),
             ],
         );
         page.one(
-            "weir_compiles_total",
+            "weir_control_plane_compiles_total",
             "counter",
             "Times that the model was compiled.",
             get(&self.compiles),
         );
         page.one(
-            "weir_push_responses_total",
+            "weir_control_plane_push_responses_total",
             "counter",
             "Discovery responses sent.",
             get(&self.responses),
         );
         page.one(
-            "weir_push_resources_total",
+            "weir_control_plane_push_resources_total",
             "counter",
             "Resources sent in them.",
             get(&self.resources),
         );
         page.many(
-            "weir_push_answers_total",
+            "weir_control_plane_push_answers_total",
             "counter",
             "Answers of agents, and resources refused.",
             "result",
@@ -179,30 +179,34 @@ impl Metrics {
             ],
         );
         page.one(
-            "weir_watchers_cut_total",
+            "weir_control_plane_watchers_cut_total",
             "counter",
             "Watchers of the API that read too slowly.",
             get(&self.watchers_cut),
         );
         page.head(
-            "weir_push_latency_seconds",
+            "weir_control_plane_push_latency_seconds",
             "histogram",
             "From a change to the last agent enforcing it.",
         );
         for (bound, bucket) in BOUNDS_MS.iter().zip(&self.latency_buckets) {
             let bound = Duration::from_millis(*bound).as_secs_f64();
             page.line(format_args!(
-                "weir_push_latency_seconds_bucket{{le=\"{bound}\"}} {}",
+                "weir_control_plane_push_latency_seconds_bucket{{le=\"{bound}\"}} {}",
                 get(bucket)
             ));
         }
         let count = get(&self.latency_count);
         let sum = Duration::from_micros(get(&self.latency_micros)).as_secs_f64();
         page.line(format_args!(
-            "weir_push_latency_seconds_bucket{{le=\"+Inf\"}} {count}"
+            "weir_control_plane_push_latency_seconds_bucket{{le=\"+Inf\"}} {count}"
         ));
-        page.line(format_args!("weir_push_latency_seconds_sum {sum}"));
-        page.line(format_args!("weir_push_latency_seconds_count {count}"));
+        page.line(format_args!(
+            "weir_control_plane_push_latency_seconds_sum {sum}"
+        ));
+        page.line(format_args!(
+            "weir_control_plane_push_latency_seconds_count {count}"
+        ));
         page.0
     }
 }
@@ -244,7 +248,7 @@ mod tests {
         assert!(page.contains("bucket{le=\"0.005\"} 0\n"), "{page}");
         assert!(page.contains("bucket{le=\"0.01\"} 1\n"), "{page}");
         assert!(
-            page.contains("weir_push_latency_seconds_sum 0.007\n"),
+            page.contains("weir_control_plane_push_latency_seconds_sum 0.007\n"),
             "{page}"
         );
     }

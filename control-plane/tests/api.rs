@@ -288,17 +288,20 @@ async fn health_metrics_and_events_are_served() {
     assert_eq!(get(&control_plane, "/healthz").await.1, "ok\n");
     assert_eq!(get(&control_plane, "/readyz").await.1, "ok\n");
     let (_, metrics) = get(&control_plane, "/metrics").await;
-    assert!(metrics.contains("weir_agents_connected 1\n"), "{metrics}");
     assert!(
-        metrics.contains("weir_resources{kind=\"service\"} 1\n"),
+        metrics.contains("weir_control_plane_agents 1\n"),
         "{metrics}"
     );
     assert!(
-        metrics.contains("weir_push_answers_total{result=\"ack\"} 1\n"),
+        metrics.contains("weir_control_plane_resources{kind=\"service\"} 1\n"),
         "{metrics}"
     );
     assert!(
-        metrics.contains("weir_push_latency_seconds_count 1\n"),
+        metrics.contains("weir_control_plane_push_answers_total{result=\"ack\"} 1\n"),
+        "{metrics}"
+    );
+    assert!(
+        metrics.contains("weir_control_plane_push_latency_seconds_count 1\n"),
         "{metrics}"
     );
     let (_, events) = get(&control_plane, "/events").await;

@@ -90,7 +90,7 @@ impl Plan {
 
     /// Whether the agent says that it is in touch with the control plane.
     async fn connected(&self, wanted: bool) {
-        let line = format!("weir_control_plane_connected {}", u8::from(wanted));
+        let line = format!("weir_connected_to_control_plane {}", u8::from(wanted));
         eventually(&line, || async {
             let metrics = call::get(self.agent_admin, "/metrics")
                 .await
