@@ -118,8 +118,11 @@ impl Agent {
                 source,
             })?),
         };
-        let (commands, threads, stops) =
-            worker::start(&shared, clock).map_err(StartError::Workers)?;
+        let worker::Started {
+            commands,
+            threads,
+            stops,
+        } = worker::start(&shared, clock).map_err(StartError::Workers)?;
         let mut configuration =
             Configuration::new(clock, registry.clone(), shared.clone(), commands.clone());
         let mut enforcing = false;

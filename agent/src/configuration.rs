@@ -162,8 +162,8 @@ impl Configuration {
         }
         match proto::ResourceKind::try_from(resource.kind) {
             Ok(proto::ResourceKind::Service) => {
-                let decoded =
-                    proto::ServiceConfig::decode(resource.body.clone()).map_err(unreadable)?;
+                let decoded = proto::ServiceConfig::decode(resource.body.clone())
+                    .map_err(|error| unreadable(&error))?;
                 let value = config::service(&decoded).map_err(|problems| problems_of(&problems))?;
                 let listeners = self
                     .listeners
@@ -190,8 +190,8 @@ impl Configuration {
                 );
             }
             Ok(proto::ResourceKind::Endpoints) => {
-                let decoded =
-                    proto::Endpoints::decode(resource.body.clone()).map_err(unreadable)?;
+                let decoded = proto::Endpoints::decode(resource.body.clone())
+                    .map_err(|error| unreadable(&error))?;
                 let value =
                     config::endpoints(&decoded).map_err(|problems| problems_of(&problems))?;
                 self.endpoints.insert(
@@ -289,7 +289,7 @@ struct Refused {
     missing: Vec<String>,
 }
 
-fn unreadable(error: prost::DecodeError) -> Refused {
+fn unreadable(error: &prost::DecodeError) -> Refused {
     Refused {
         message: format!("cannot be read: {error}"),
         missing: Vec::new(),

@@ -106,7 +106,7 @@ impl Reporter {
                     }
                     _ = look.tick() => {
                         ticks += 1;
-                        let mut next = self.collect(&mut untold, ticks % FIGURES == 0, false);
+                        let mut next = self.collect(&mut untold, ticks.is_multiple_of(FIGURES), false);
                         if next.breakers.is_empty() && next.transitions.is_empty() && next.removed.is_empty() {
                             continue;
                         }

@@ -204,16 +204,16 @@ impl Drop for ConnectionGuard {
 /// The workers' command channels.
 pub(crate) type Commands = Vec<mpsc::UnboundedSender<Command>>;
 
-/// Starts the workers. Each ends once its channel is closed and its
-/// connections have ended, or when `stop` says so.
-pub(crate) fn start(
-    shared: &Arc<Shared>,
-    clock: Clock,
-) -> std::io::Result<(
-    Commands,
-    Vec<std::thread::JoinHandle<()>>,
-    Vec<oneshot::Sender<()>>,
-)> {
+/// The workers, as the control thread holds them.
+pub(crate) struct Started {
+    pub(crate) commands: Commands,
+    pub(crate) threads: Vec<std::thread::JoinHandle<()>>,
+    /// Each ends its worker at once, when sent to or dropped.
+    pub(crate) stops: Vec<oneshot::Sender<()>>,
+}
+
+/// Starts the workers.
+pub(crate) fn start(shared: &Arc<Shared>, clock: Clock) -> std::io::Result<Started> {
     let (commands, receivers): (Vec<_>, Vec<_>) = shared
         .loads
         .iter()
@@ -257,7 +257,11 @@ pub(crate) fn start(
         );
         stops.push(stop);
     }
-    Ok((commands, threads, stops))
+    Ok(Started {
+        commands,
+        threads,
+        stops,
+    })
 }
 
 /// Carries out commands; ends when draining is over.

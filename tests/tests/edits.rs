@@ -27,7 +27,8 @@ impl Traffic {
                 let (stop, served, lost) = (stop.clone(), Arc::clone(&served), Arc::clone(&lost));
                 tokio::spawn(async move {
                     let Ok(mut caller) = Caller::h1(address).await else {
-                        return drop(lost.fetch_add(1, SeqCst));
+                        lost.fetch_add(1, SeqCst);
+                        return;
                     };
                     while !stop.load(SeqCst) {
                         let Ok(request) = call::request("GET", "/steady", "") else {

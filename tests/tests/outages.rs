@@ -134,7 +134,8 @@ fn steady(
     let (s, w, l) = (stop.clone(), served.clone(), lost.clone());
     let task = tokio::spawn(async move {
         let Ok(mut caller) = Caller::h1(address).await else {
-            return drop(l.fetch_add(1, SeqCst));
+            l.fetch_add(1, SeqCst);
+            return;
         };
         while !s.load(SeqCst) {
             let Ok(request) = call::request("GET", "/", "") else {

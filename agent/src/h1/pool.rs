@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, ReadBuf};
@@ -67,8 +67,7 @@ impl Pool {
 fn is_quiet(io: &mut TcpStream) -> bool {
     let mut cx = Context::from_waker(Waker::noop());
     let mut byte = [0; 1];
-    match Pin::new(io).poll_read(&mut cx, &mut ReadBuf::new(&mut byte)) {
-        Poll::Pending => true,
-        Poll::Ready(_) => false,
-    }
+    Pin::new(io)
+        .poll_read(&mut cx, &mut ReadBuf::new(&mut byte))
+        .is_pending()
 }

@@ -95,7 +95,7 @@ pub(super) async fn serve(
         upload,
         respond: &mut respond,
     };
-    let answer = run.to_end().await;
+    let answer = run.carry_out().await;
     if let Some(answer) = answer {
         exchange.on_answer(&answer, clock.now());
         refuse(&mut respond, &answer, grpc);
@@ -160,7 +160,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    async fn to_end(&mut self) -> Option<Answer> {
+    async fn carry_out(&mut self) -> Option<Answer> {
         let mut step = self.wait_for_place().await.err();
         loop {
             match step.take() {
