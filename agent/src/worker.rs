@@ -286,7 +286,9 @@ async fn run(worker: &Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>
                 Some(Command::Take(io, target)) => {
                     match TcpStream::from_std(io) {
                         Ok(io) => worker.serve(io, target),
-                        Err(_) => drop(worker.load().fetch_sub(1, Relaxed)),
+                        Err(_) => {
+                            worker.load().fetch_sub(1, Relaxed);
+                        }
                     }
                 }
                 Some(Command::Refresh) => drop(worker.snapshot()),
