@@ -7,6 +7,7 @@ use clap::Args;
 use weir_agent::{Agent, Listening};
 
 use crate::args::AgentOptions;
+use crate::say::{aligned, say};
 use crate::signals::Signals;
 
 /// Run an agent alone: it gets its policies from a control plane and enforces
@@ -31,16 +32,25 @@ pub(crate) async fn execute(options: Options) -> anyhow::Result<ExitCode> {
     let config = options
         .agent
         .config(options.control_plane, options.proxy, options.admin);
-    println!(
+    say(&format!(
         "weir agent, node {}, control plane {}",
         config.node, config.control_plane
-    );
+    ));
     let agent = Agent::start(config).await?;
+    // What it kept from its last run is in force before the control plane answers.
+    let kept = agent.listening().await;
+    let mut lines = listeners(&kept);
+    lines.extend(pages(&agent, &kept));
+    say(&aligned(&lines));
     tokio::select! {
         () = agent.synced() => {}
         () = signals.next() => return Ok(drain(agent, &mut signals).await),
     }
-    print!("{}", lines(&agent, &agent.listening().await));
+    let now = agent.listening().await;
+    if now != kept {
+        say(&aligned(&listeners(&now)));
+    }
+    say("what the control plane asks for is in force");
     signals.next().await;
     Ok(drain(agent, &mut signals).await)
 }
@@ -57,24 +67,27 @@ pub(crate) async fn drain(agent: Agent, signals: &mut Signals) -> ExitCode {
     }
 }
 
-/// Where an agent listens and what for, a line each.
-pub(crate) fn lines(agent: &Agent, listening: &[Listening]) -> String {
+/// Where services are listened for.
+pub(crate) fn listeners(listening: &[Listening]) -> Vec<(String, String)> {
+    let line = |listening: &Listening| {
+        let Listening {
+            service,
+            port,
+            address,
+        } = listening;
+        (format!("{service}:{port}"), format!("http://{address}"))
+    };
+    listening.iter().map(line).collect()
+}
+
+/// Where an agent listens besides, and what for.
+pub(crate) fn pages(agent: &Agent, listening: &[Listening]) -> Vec<(String, String)> {
     let mut lines = Vec::new();
-    for Listening {
-        service,
-        port,
-        address,
-    } in listening
-    {
-        lines.push((format!("{service}:{port}"), format!("http://{address}")));
-    }
     if let Some(proxy) = agent.proxy_addr() {
+        let url = example(listening);
         lines.push((
             "any service".to_owned(),
-            format!(
-                "as an HTTP proxy: curl -x http://{proxy} {}",
-                example(listening)
-            ),
+            format!("as an HTTP proxy: curl -x http://{proxy} {url}"),
         ));
     }
     if let Some(admin) = agent.admin_addr() {
@@ -83,7 +96,7 @@ pub(crate) fn lines(agent: &Agent, listening: &[Listening]) -> String {
             format!("http://{admin}/metrics (/healthz, /readyz, /listeners)"),
         ));
     }
-    aligned(&lines)
+    lines
 }
 
 /// A URL that the proxy understands.
@@ -96,17 +109,4 @@ fn example(listening: &[Listening]) -> String {
         Some(((namespace, name), port)) => format!("http://{name}.{namespace}:{port}/"),
         None => "http://<service>.<namespace>/".to_owned(),
     }
-}
-
-/// Two columns, indented.
-pub(crate) fn aligned(lines: &[(String, String)]) -> String {
-    let width = lines
-        .iter()
-        .map(|(what, _)| what.chars().count())
-        .max()
-        .unwrap_or(0);
-    lines
-        .iter()
-        .map(|(what, text)| format!("  {what:width$}  {text}\n"))
-        .collect()
 }

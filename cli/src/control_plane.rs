@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use clap::Args;
 use weir_control_plane::{Config, ControlPlane};
 
-use crate::agent::aligned;
 use crate::args::Manifests;
+use crate::say::{aligned, say};
 use crate::signals::Signals;
 
 /// Run a control plane alone: it reads manifests, pushes what they ask for to
@@ -33,7 +33,6 @@ pub(crate) async fn execute(options: Options) -> anyhow::Result<ExitCode> {
         ..Config::new(options.manifests.files)
     };
     let control_plane = ControlPlane::start(config).await?;
-    println!("weir control plane");
     let mut lines = vec![(
         "agents".to_owned(),
         format!(
@@ -41,8 +40,8 @@ pub(crate) async fn execute(options: Options) -> anyhow::Result<ExitCode> {
             control_plane.grpc_addr()
         ),
     )];
-    lines.extend(state_line(&control_plane));
-    print!("{}", aligned(&lines));
+    lines.extend(state_lines(&control_plane));
+    say(&format!("weir control plane\n{}", aligned(&lines)));
     signals.next().await;
     tokio::select! {
         () = control_plane.shutdown() => {}
@@ -52,15 +51,20 @@ pub(crate) async fn execute(options: Options) -> anyhow::Result<ExitCode> {
 }
 
 /// Where the state of everything is shown.
-pub(crate) fn state_line(control_plane: &ControlPlane) -> Option<(String, String)> {
-    let admin = control_plane.admin_addr()?;
+pub(crate) fn state_lines(control_plane: &ControlPlane) -> Vec<(String, String)> {
+    let Some(admin) = control_plane.admin_addr() else {
+        return Vec::new();
+    };
     let server = if admin == crate::get::DEFAULT_SERVER {
         String::new()
     } else {
         format!(" --server http://{admin}")
     };
-    Some((
-        "state".to_owned(),
-        format!("weir get breakers -w{server} (http://{admin}/metrics, /events, /readyz)"),
-    ))
+    vec![
+        ("state".to_owned(), format!("weir get breakers -w{server}")),
+        (
+            "control plane".to_owned(),
+            format!("http://{admin}/metrics (/healthz, /readyz, /events)"),
+        ),
+    ]
 }

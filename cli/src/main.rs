@@ -3,7 +3,6 @@
 //! The main thread's runtime is the control thread; whatever carries traffic
 //! has threads of its own, in the agent.
 #![allow(
-    clippy::print_stdout,
     clippy::print_stderr,
     reason = "a command speaks to people; logs go through tracing"
 )]
@@ -21,6 +20,7 @@ mod get;
 mod http;
 mod logging;
 mod run;
+mod say;
 mod signals;
 
 /// A resilience mesh: timeouts, retries, circuit breakers, bulkheads and load

@@ -7,9 +7,10 @@ use clap::Args;
 use weir_agent::Agent;
 use weir_control_plane::{Config, ControlPlane};
 
-use crate::agent::{aligned, drain, lines};
+use crate::agent::{drain, listeners, pages};
 use crate::args::{AgentOptions, Manifests};
-use crate::control_plane::state_line;
+use crate::control_plane::state_lines;
+use crate::say::{aligned, say};
 use crate::signals::Signals;
 
 /// Run Weir on this machine: a control plane and an agent in one process.
@@ -61,13 +62,15 @@ pub(crate) async fn execute(options: Options) -> anyhow::Result<ExitCode> {
         () = signals.next() => true,
     };
     if !told_to_end {
-        println!("weir is running");
-        print!("{}", lines(&agent, &agent.listening().await));
-        print!(
-            "{}",
-            aligned(&state_line(&control_plane).into_iter().collect::<Vec<_>>())
-        );
-        println!("Edit {} while it runs; Ctrl-C ends.", shown.join(", "));
+        let listening = agent.listening().await;
+        let mut lines = listeners(&listening);
+        lines.extend(pages(&agent, &listening));
+        lines.extend(state_lines(&control_plane));
+        say(&format!(
+            "weir is running\n{}\nEdit {} while it runs; Ctrl-C ends.",
+            aligned(&lines),
+            shown.join(", ")
+        ));
         signals.next().await;
     }
     let code = drain(agent, &mut signals).await;

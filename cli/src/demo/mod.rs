@@ -199,6 +199,7 @@ impl Stage {
              {weir} demo --duration 10m\n  \
              # The same shop with services of your own: examples/shop/README.md\n  \
              {weir} run -f examples/shop\n  \
+             {weir} get breakers -w\n  \
              curl -i -x http://127.0.0.1:15081 http://payments.shop/"
         )
     }
@@ -260,7 +261,7 @@ impl Show {
         let mut traffic = Traffic::start(&stage.listening, &stage.bare.addresses);
         let screen = if live { Some(Screen::open()?) } else { None };
         if screen.is_none() {
-            println!("{}\n", self.hints.join("\n"));
+            writeln!(stdout(), "{}\n", self.hints.join("\n"))?;
         }
         let mut script = script(self.duration).into_iter().peekable();
         let mut frames = interval(if live { FRAME } else { PLAIN });
@@ -280,13 +281,13 @@ impl Show {
                 }
                 _ = frames.tick() => match &screen {
                     Some(screen) => screen.draw(&self.view().lines(Screen::size()))?,
-                    None => println!("{}", summary::status(self.began.elapsed(), &self.tally, &self.story)),
+                    None => writeln!(stdout(), "{}", summary::status(self.began.elapsed(), &self.tally, &self.story))?,
                 },
             }
             if screen.is_none() {
-                self.story
-                    .since(self.printed)
-                    .for_each(|entry| println!("{}", summary::told(entry)));
+                for entry in self.story.since(self.printed) {
+                    writeln!(stdout(), "{}", summary::told(entry))?;
+                }
                 self.printed = self.story.made();
             }
         }

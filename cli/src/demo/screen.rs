@@ -40,6 +40,12 @@ impl Line {
         self
     }
 
+    /// The text alone.
+    #[cfg(test)]
+    pub(super) fn text(&self) -> String {
+        self.0.iter().map(|(_, text)| text.as_str()).collect()
+    }
+
     /// As many lines as it needs at this width, those after the first indented.
     /// Broken anywhere: a path has no blanks.
     pub(super) fn wrap(self, width: usize, indent: usize) -> Vec<Line> {
@@ -85,9 +91,9 @@ fn begin(style: Style, out: &mut String) {
         Style::Plain => {}
         Style::Bold => ansi(SetAttribute(Attribute::Bold), out),
         Style::Dim => ansi(SetAttribute(Attribute::Dim), out),
-        Style::Good => ansi(SetForegroundColor(Color::Green), out),
-        Style::Bad => ansi(SetForegroundColor(Color::Red), out),
-        Style::Warn => ansi(SetForegroundColor(Color::Yellow), out),
+        Style::Good => ansi(SetForegroundColor(Color::DarkGreen), out),
+        Style::Bad => ansi(SetForegroundColor(Color::DarkRed), out),
+        Style::Warn => ansi(SetForegroundColor(Color::DarkYellow), out),
     }
 }
 
@@ -155,10 +161,7 @@ mod tests {
         let lines = Line::of(Style::Dim, "0:07  ")
             .and(Style::Bad, "abcdefg")
             .wrap(8, 6);
-        let texts: Vec<String> = lines
-            .iter()
-            .map(|line| line.0.iter().map(|(_, text)| text.as_str()).collect())
-            .collect();
+        let texts: Vec<String> = lines.iter().map(Line::text).collect();
         assert_eq!(texts, ["0:07  ab", "      cd", "      ef", "      g"]);
     }
 

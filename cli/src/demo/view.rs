@@ -153,8 +153,7 @@ impl View<'_> {
         let (a, b) = (&with.totals, &without.totals);
         let row = |what: &str, style: Style, with: String, without: String| {
             Line::of(Style::Plain, format!("  {what:<27}"))
-                .and(style, format!("{with:>18}"))
-                .and(Style::Plain, format!("{without:>18}"))
+                .and(style, format!("{with:>18}{without:>18}"))
         };
         lines.push(row(
             "got a good answer",
@@ -243,4 +242,93 @@ fn entry(entry: &Entry) -> Line {
         Tone::Good => Style::Good,
     };
     Line::of(Style::Dim, format!("{}  ", clock(entry.at))).and(style, entry.text.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::demo::traffic::{End, News, Stream};
+    use weir_control_plane::events::{Event, Severity};
+
+    fn transition(second: i64, from: &'static str, to: &'static str) -> Event {
+        Event {
+            at_unix_ms: second * 1_000,
+            severity: Severity::Normal,
+            reason: "CircuitOpened",
+            kind: "CircuitBreaker",
+            namespace: "shop".to_owned(),
+            name: "payments".to_owned(),
+            node: None,
+            from: Some(from),
+            to: Some(to),
+            shadow: false,
+            message: "51% of 375 requests failed in 2s: timeout ×175, 500 ×16".to_owned(),
+        }
+    }
+
+    #[test]
+    fn everything_fits_a_terminal_of_80_by_24() {
+        let mut tally = Tally::default();
+        let mut story = Story::begin(0);
+        for (second, answered, refused) in [
+            (0, 8, 0),
+            (1, 8, 0),
+            (2, 2, 6),
+            (3, 0, 8),
+            (4, 0, 8),
+            (5, 8, 0),
+        ] {
+            for (end, count) in [(End::Answered, answered), (End::Refused, refused)] {
+                for _ in 0..count {
+                    let stream = Stream {
+                        service: PAYMENTS,
+                        side: Side::With,
+                    };
+                    tally.count(second, stream, News::Sent);
+                    tally.count(second, stream, News::Ended(end, Duration::from_millis(20)));
+                }
+            }
+        }
+        tally.reach(6);
+        let way = [
+            (3, "Closed", "Open"),
+            (4, "Open", "HalfOpen"),
+            (5, "HalfOpen", "Closed"),
+        ];
+        for (second, from, to) in way {
+            story.hear(&transition(second, from, to));
+        }
+        let view = View {
+            tally: &tally,
+            story: &story,
+            mood: Mood::Well,
+            elapsed: Duration::from_millis(6_500),
+            duration: Duration::from_secs(40),
+            hints: &["try this".to_owned()],
+        };
+        let lines: Vec<String> = view.lines((80, 24)).iter().map(Line::text).collect();
+        assert_eq!(lines.len(), 24, "{lines:#?}");
+        assert!(lines[0].ends_with("0:06 of 0:40   Ctrl-C ends"));
+        assert_eq!(
+            lines[5].trim_end(),
+            format!("payments         Closed      ██▂×?█ {:29}       8", "")
+        );
+        assert_eq!(
+            lines[10],
+            "  got a good answer                    26   54%           0    0%"
+        );
+        assert_eq!(lines[23], "try this");
+        // Its last line goes on below itself; the others are cut where the terminal ends.
+        let last = lines
+            .iter()
+            .position(|line| line.starts_with("0:05  payments HalfOpen"))
+            .unwrap();
+        assert_eq!(lines[last + 1], "      , 500 ×16");
+        assert!(
+            lines
+                .iter()
+                .all(|line| line.starts_with("0:0") || line.chars().count() <= 80),
+            "{lines:#?}"
+        );
+    }
 }
