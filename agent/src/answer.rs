@@ -424,7 +424,7 @@ mod tests {
              proxy-status: weir; error=destination_unavailable; details=\"circuit breaker payments open, retry in 3s\"\r\n\
              retry-after: 3\r\n\
              content-type: text/plain; charset=utf-8\r\n\
-             content-length:   49\r\n\r\n\
+             content-length:  49\r\n\r\n\
              weir: circuit breaker payments open, retry in 3s\n"
         );
     }

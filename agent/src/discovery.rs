@@ -81,7 +81,10 @@ pub(crate) async fn run(
         // Said once per outage; the next line is the reconnection's.
         if !said {
             said = true;
-            tracing::warn!(reason = %ended, "control plane out of reach; what is in force stays in force");
+            tracing::warn!(
+                reason = root_cause(&ended),
+                "control plane out of reach; what is in force stays in force"
+            );
         }
         tokio::time::sleep(reconnect_wait(attempt)).await;
         attempt += 1;
@@ -147,6 +150,18 @@ async fn follow(
             return tonic::Status::unavailable("the stream was closed");
         }
     }
+}
+
+/// What is at the bottom of a status: "Connection refused (os error 111)"
+/// rather than the names of the layers above.
+fn root_cause(status: &tonic::Status) -> String {
+    let mut source = std::error::Error::source(status);
+    let mut last = None;
+    while let Some(error) = source {
+        last = Some(error.to_string());
+        source = error.source();
+    }
+    last.unwrap_or_else(|| status.message().to_owned())
 }
 
 fn request(message: proto::discover_request::Message) -> proto::DiscoverRequest {

@@ -1,5 +1,5 @@
-//! Weir's control plane: objects come from [`sources`], [`model`] compiles
-//! them, [`push`] brings the result to the agents, [`ledger`] hears what they
+//! Weir's control plane: objects come from `sources`, `model` compiles
+//! them, `push` brings the result to the agents, `ledger` hears what they
 //! make of it, and the status of every object is shown by the API.
 //!
 //! [`ControlPlane::start`] is the only place where the parts meet.

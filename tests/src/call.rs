@@ -1,6 +1,7 @@
 //! Callers: one request over a connection of its own, or several over one.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -10,6 +11,10 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// No test waits longer for an answer.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a caller got.
 #[derive(Clone, Debug)]
@@ -103,7 +108,10 @@ impl Caller {
 
     /// Sends and reads the whole answer.
     pub async fn send(&mut self, request: Request<Full<Bytes>>) -> Result<Got> {
-        read(self.begin(request).await?).await
+        let answer = async { read(self.begin(request).await?).await };
+        timeout(PATIENCE, answer)
+            .await
+            .context("no answer within a minute")?
     }
 
     /// Sends and gives the answer once its head is there.

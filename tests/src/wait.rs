@@ -8,7 +8,7 @@ use tokio::time::Instant;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Looks until `look` gives something; fails the test, naming what was waited
-/// for, when it has not within [`PATIENCE`].
+/// for, when it has not within 20 s.
 pub async fn eventually<T, F: Future<Output = Result<T, E>>, E: Debug>(
     what: &str,
     look: impl FnMut() -> F,

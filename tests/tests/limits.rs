@@ -332,3 +332,77 @@ async fn in_shadow_every_section_decides_and_counts_and_changes_nothing() -> Res
     house.shutdown().await;
     Ok(())
 }
+
+#[tokio::test]
+async fn a_silence_longer_than_idle_ends_the_request() -> Result<()> {
+    // Before a head: Weir answers. After one: the response breaks off.
+    let backend = Backend::with(|seen| async move {
+        if seen.target == "/mute" {
+            return never().await;
+        }
+        let (reply, frames) = Reply::streamed(200);
+        tokio::spawn(async move {
+            let _ = frames.send(hyper::body::Frame::data("begun".into())).await;
+            frames.closed().await;
+        });
+        reply
+    })
+    .await;
+    let house =
+        House::payments(&[backend.address()], "  timeouts: {request: 0s, idle: 1s}").await?;
+    let payments = house.listener("payments").await;
+    for h2 in [false, true] {
+        let ask = async |path: &str| {
+            if h2 {
+                call::send_h2(payments, call::request_h2("GET", path, "")?).await
+            } else {
+                call::get(payments, path).await
+            }
+        };
+        let mute = ask("/mute").await?;
+        assert_eq!(mute.status, 504);
+        assert!(
+            mute.header("proxy-status").contains("no byte moved for 1s"),
+            "{mute:?}"
+        );
+        assert!(ask("/begun").await.is_err(), "it breaks off");
+    }
+    house.shutdown().await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_stream_ends_at_max_stream_however_lively_it_is() -> Result<()> {
+    let backend = Backend::with(|_| async {
+        let (reply, frames) = Reply::streamed(200);
+        tokio::spawn(async move {
+            while frames
+                .send(hyper::body::Frame::data("data: tick\n\n".into()))
+                .await
+                .is_ok()
+            {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        reply.with("content-type", "text/event-stream")
+    })
+    .await;
+    let spec = "  timeouts: {request: 100ms, maxStream: 1s}";
+    let house = House::payments(&[backend.address()], spec).await?;
+    let payments = house.listener("payments").await;
+    for h2 in [false, true] {
+        let begun = tokio::time::Instant::now();
+        let ended = if h2 {
+            call::send_h2(payments, call::request_h2("GET", "/", "")?).await
+        } else {
+            call::get(payments, "/").await
+        };
+        assert!(ended.is_err(), "it is broken off");
+        assert!(
+            begun.elapsed() >= Duration::from_secs(1),
+            "after maxStream, not after request"
+        );
+    }
+    house.shutdown().await;
+    Ok(())
+}

@@ -262,7 +262,7 @@ fn demo(run: &mut Run<'_>) -> anyhow::Result<Outcome> {
     let weir = release(run.root, "weir")?;
     let mut demo = Command::new(weir);
     demo.current_dir(run.root)
-        .args(["demo", "--seconds", "20"])
+        .args(["demo", "--plain"])
         .stdin(Stdio::null());
     shows_something(&mut demo, Duration::from_secs(120))
 }

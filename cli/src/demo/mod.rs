@@ -1,8 +1,8 @@
 //! `weir demo`: an outage from beginning to end, on free ports of this machine.
 //!
-//! The [`shop`] does as the [`script`] says; [`traffic`] goes to it through Weir
+//! The [`shop`] does as the [`mod@script`] says; [`traffic`] goes to it through Weir
 //! and without; [`tally`] counts what callers get, [`story`] what happens;
-//! [`view`] shows both on a [`screen`], [`summary`] in plain text.
+//! [`view`] shows both on a [`screen`], [`mod@summary`] in plain text.
 
 use std::io::{IsTerminal as _, Write as _, stdout};
 use std::net::SocketAddr;
