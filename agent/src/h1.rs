@@ -74,6 +74,7 @@ pub(crate) async fn serve(caller: Caller) {
 impl Session {
     /// One request; whether the connection can take another.
     async fn serve_one(&mut self) -> bool {
+        self.answer.clear();
         let begun = match poll_fn(|cx| self.poll_begin(cx)).await {
             Some(Ok(begun)) => begun,
             Some(Err(refused)) => return self.refuse(refused).await,
@@ -182,7 +183,9 @@ impl Session {
         } = &mut self.caller;
         let mut forward = std::mem::take(&mut self.forward);
         forward.clear();
+        let mut length = 0;
         let read = head::with_request(buffer.bytes(), |head, meta| {
+            length = meta.length;
             let refuse = |answer| Refused {
                 answer,
                 body: !meta.head_method,
@@ -232,9 +235,9 @@ impl Session {
                 self.forward = forward;
                 // A refused request without a body is used up; what follows is the next.
                 if !refused.close {
-                    let length = head_length(buffer.bytes());
                     buffer.consume(length);
                 }
+                self.head_since = None;
                 Err(refused)
             }
             Err(answer) => Err(Refused {
@@ -248,7 +251,7 @@ impl Session {
     /// Answers in the destination's place.
     async fn refuse(&mut self, refused: Refused) -> bool {
         let close = refused.close || self.caller.worker.draining();
-        self.answer.clear();
+        // Behind what is left of an interim response.
         refused
             .answer
             .write_h1(&mut self.answer, close, refused.body);
@@ -290,13 +293,6 @@ struct Refused {
     /// Whether the answer may have a body.
     body: bool,
     close: bool,
-}
-
-/// Length of the first head in `data`.
-fn head_length(data: &[u8]) -> usize {
-    data.windows(4)
-        .position(|w| w == b"\r\n\r\n")
-        .map_or(data.len(), |at| at + 4)
 }
 
 /// Up to this many bytes are copied together: cheaper than a vectored write.

@@ -421,6 +421,16 @@ impl Exchange {
         Answer::RequestTimeout { after }
     }
 
+    /// What ends the try now is the caller's doing, which stopped sending: it
+    /// says nothing about the destination.
+    pub(crate) fn excuse(&mut self, now: Time) {
+        if let Some((permit, _)) = self.take_permit(now)
+            && let Some((_, machine)) = &self.rules().breaker
+        {
+            machine.release(permit, now);
+        }
+    }
+
     /// A response's head has come: classify, record, decide.
     pub(crate) fn on_head(
         &mut self,
@@ -661,7 +671,8 @@ impl Exchange {
         match machine.enter(now) {
             Entry::Granted => Ok(Some(Seat(machine.clone()))),
             Entry::Queued(ticket) => {
-                let until = now + config.max_wait.unwrap_or_default();
+                // The machine may know a newer configuration than this request.
+                let until = ticket.deadline();
                 let (machine, name) = (machine.clone(), name.clone());
                 let waiting = Waiting {
                     machine,

@@ -64,6 +64,31 @@ struct Upstream {
     endpoint: SocketAddr,
     reused: bool,
     buffer: Buffer,
+    /// Bytes of the head and of the body that is sent anew that are written.
+    prefix_at: usize,
+    /// Writing failed; the endpoint may still have answered.
+    broken: bool,
+}
+
+impl Upstream {
+    fn new(io: TcpStream, endpoint: SocketAddr, reused: bool, buffer: Buffer) -> Upstream {
+        Upstream {
+            io,
+            endpoint,
+            reused,
+            buffer,
+            prefix_at: 0,
+            broken: false,
+        }
+    }
+
+    fn sent(&self) -> Sent {
+        if self.prefix_at == 0 {
+            Sent::Nothing
+        } else {
+            Sent::Maybe
+        }
+    }
 }
 
 /// Carries a request out. Cancel safe in that dropping it closes the upstream
@@ -151,38 +176,36 @@ impl Run<'_> {
                 Ok(upstream) => upstream,
                 Err(step) => return step,
             };
-            self.out.clear();
             let mut link = Link::new(self, upstream);
             let came = poll_fn(|cx| link.poll_head(cx)).await;
             let Link {
-                upstream,
-                prefix_at,
-                ..
+                upstream, out_at, ..
             } = link;
+            // An interim response that is half written is finished before
+            // anything else is said.
+            self.out.drain(..out_at);
             match came {
                 Came::Head(response) => return self.on_head(response, upstream).await,
                 Came::Failed(_)
-                    if upstream.reused && !fresh_only && self.may_reconnect(prefix_at) =>
+                    if upstream.reused && !fresh_only && self.may_reconnect(upstream.prefix_at) =>
                 {
-                    // The endpoint had closed a connection that idled.
-                    self.rewind();
+                    // The endpoint had closed a connection that idled. Where
+                    // nothing was sent, everything is still at hand.
+                    if upstream.prefix_at > 0 {
+                        self.rewind();
+                    }
                     fresh_only = true;
                 }
                 Came::Failed(failure) => {
-                    let sent = if prefix_at == 0 {
-                        Sent::Nothing
-                    } else {
-                        Sent::Maybe
-                    };
+                    let sent = upstream.sent();
                     drop(upstream);
                     return self.failed(TryFailure::Reset(failure), sent).await;
                 }
                 Came::Interrupt(interrupt) => {
-                    let sent = if prefix_at == 0 {
-                        Sent::Nothing
-                    } else {
-                        Sent::Maybe
-                    };
+                    let sent = upstream.sent();
+                    if self.is_out(&upstream) && self.upload.waits_for_caller() {
+                        self.exchange.excuse(self.now());
+                    }
                     // Closing is what tells the endpoint that nobody waits any more.
                     drop(upstream);
                     return self.interrupted(interrupt, sent).await;
@@ -193,6 +216,11 @@ impl Run<'_> {
                 }
             }
         }
+    }
+
+    /// Whether the head, and what is sent anew of the body, is written.
+    fn is_out(&self, upstream: &Upstream) -> bool {
+        upstream.prefix_at == self.head.len() + self.replay.len()
     }
 
     fn may_reconnect(&self, prefix_at: usize) -> bool {
@@ -210,12 +238,7 @@ impl Run<'_> {
         if !fresh_only && let Some(io) = worker.pool.borrow_mut().take(endpoint, now) {
             self.exchange.on_connection(true);
             let buffer = worker.spare.borrow_mut().take();
-            return Ok(Upstream {
-                io,
-                endpoint,
-                reused: true,
-                buffer,
-            });
+            return Ok(Upstream::new(io, endpoint, true, buffer));
         }
         let timeout = self.exchange.connect_timeout();
         let connected = self
@@ -227,12 +250,7 @@ impl Run<'_> {
                 let _ = io.set_nodelay(true);
                 self.exchange.on_connection(false);
                 let buffer = worker.spare.borrow_mut().take();
-                return Ok(Upstream {
-                    io,
-                    endpoint,
-                    reused: false,
-                    buffer,
-                });
+                return Ok(Upstream::new(io, endpoint, false, buffer));
             }
             Ok(Err(error)) => Answer::ConnectFailed {
                 reason: connect_reason(&error),
@@ -279,8 +297,9 @@ impl Run<'_> {
         let close = !self.meta.keep_alive
             || response.body == Framing::UntilClose
             || tunnel
+            // It may never end its body, and then has to go.
+            || self.upload.unfinished()
             || self.caller.worker.draining();
-        self.out.clear();
         let written = head::read_response(
             upstream.buffer.bytes(),
             self.meta.head_method,
@@ -303,11 +322,12 @@ impl Run<'_> {
         }
         let mut link = Link::new(self, upstream);
         link.upstream.buffer.consume(response.length);
-        // The request's head is out already; what is left is its body.
-        link.prefix_at = link.run.head.len() + link.run.replay.len();
         let (end, body) = poll_fn(|cx| link.poll_forward(&mut body, cx)).await;
         let upstream = link.upstream;
         let now = self.now();
+        if end == End::TimedOut && self.is_out(&upstream) && self.upload.waits_for_caller() {
+            self.exchange.excuse(now);
+        }
         self.exchange
             .on_end(response.status, end, now, self.random());
         match end {
@@ -322,8 +342,10 @@ impl Run<'_> {
         }
     }
 
-    /// Keeps the connection where both sides are through with it.
+    /// Keeps the connection where both sides are through with it: a request
+    /// that was answered before all of it was written would go on in the next.
     fn put_back(&mut self, upstream: Upstream, response: &ResponseMeta, body: Framing) {
+        let whole = self.is_out(&upstream) && !upstream.broken && !self.upload.unfinished();
         let Upstream {
             io,
             endpoint,
@@ -334,7 +356,7 @@ impl Run<'_> {
         let through =
             body.is_done() && buffer.is_empty() && response.keep_alive && response.status != 101;
         worker.spare.borrow_mut().give(buffer);
-        if through && !self.upload.unfinished() && !worker.draining() {
+        if through && whole && !worker.draining() {
             worker
                 .pool
                 .borrow_mut()
@@ -518,6 +540,11 @@ impl Upload {
     fn unfinished(&self) -> bool {
         !self.framing.is_done() || self.valid > 0
     }
+
+    /// Whether the next step is the caller's: all that it sent has gone on.
+    fn waits_for_caller(&self) -> bool {
+        !self.framing.is_done() && self.valid == 0
+    }
 }
 
 /// What the wait for a response's head brought.
@@ -538,15 +565,11 @@ enum UploadEnd {
 struct Link<'r, 'a> {
     run: &'r mut Run<'a>,
     upstream: Upstream,
-    /// Bytes of `run.head` and `run.replay` that are written.
-    prefix_at: usize,
     /// Bytes of `run.out` that are written.
     out_at: usize,
     /// Bytes at the front of the upstream's buffer that belong to the
     /// response's body and are not written yet.
     valid: usize,
-    /// Writing to the endpoint failed; it may still have answered.
-    broken: bool,
     last_byte: Time,
 }
 
@@ -556,10 +579,8 @@ impl<'r, 'a> Link<'r, 'a> {
         Link {
             run,
             upstream,
-            prefix_at: 0,
             out_at: 0,
             valid: 0,
-            broken: false,
             last_byte,
         }
     }
@@ -662,15 +683,10 @@ impl<'r, 'a> Link<'r, 'a> {
                 Poll::Pending => break,
             }
         }
-        if closed {
-            // Flush what is left, then end.
-            return Poll::Pending;
-        }
-        match self.poll_upload(now, cx) {
-            Ok(()) => {}
+        // Once the endpoint has closed there is only the rest to be flushed.
+        if !closed && self.poll_upload(now, cx).is_err() {
             // The caller has all of the request's answer that it can get.
-            Err(UploadEnd::Gone) => return Poll::Ready((End::CallerGone, *body)),
-            Err(UploadEnd::Bad(_)) => return Poll::Ready((End::CallerGone, *body)),
+            return Poll::Ready((End::CallerGone, *body));
         }
         self.poll_time(now, cx).map(|_| (End::TimedOut, *body))
     }
@@ -708,11 +724,14 @@ impl<'r, 'a> Link<'r, 'a> {
             replay,
             ..
         } = &mut *self.run;
+        let upstream = &mut self.upstream;
         loop {
-            while !self.broken {
-                let head_left = head.get(self.prefix_at..).unwrap_or_default();
+            // What came while the request waited was read, not looked at.
+            upload.advance(&caller.buffer).map_err(UploadEnd::Bad)?;
+            while !upstream.broken {
+                let head_left = head.get(upstream.prefix_at..).unwrap_or_default();
                 let replay_left = replay
-                    .get(self.prefix_at.saturating_sub(head.len())..)
+                    .get(upstream.prefix_at.saturating_sub(head.len())..)
                     .unwrap_or_default();
                 let body = &caller.buffer.bytes()[..upload.valid];
                 let (first, second) = match (head_left.is_empty(), replay_left.is_empty()) {
@@ -724,32 +743,29 @@ impl<'r, 'a> Link<'r, 'a> {
                 if first.is_empty() && second.is_empty() {
                     break;
                 }
-                match poll_write_two(&mut self.upstream.io, first, second, cx) {
+                match poll_write_two(&mut upstream.io, first, second, cx) {
                     Poll::Ready(Ok(n)) => {
                         let prefix_left = head_left.len() + replay_left.len();
                         let of_prefix = n.min(prefix_left);
-                        self.prefix_at += of_prefix;
+                        upstream.prefix_at += of_prefix;
                         caller.buffer.consume(n - of_prefix);
                         upload.valid -= n - of_prefix;
                         self.last_byte = now;
                     }
-                    Poll::Ready(Err(_)) => self.broken = true,
+                    Poll::Ready(Err(_)) => upstream.broken = true,
                     Poll::Pending => break,
                 }
             }
-            if self.broken && upload.valid > 0 {
+            if upstream.broken && upstream.prefix_at > 0 {
                 // Nobody takes it; make room to see the caller leave.
                 caller.buffer.consume(upload.valid);
                 upload.valid = 0;
-                upload.lost = true;
             }
             if !caller.can_fill() {
                 return Ok(());
             }
             match caller.poll_fill(cx) {
-                Poll::Ready(Ok(n)) if n > 0 => {
-                    upload.advance(&caller.buffer).map_err(UploadEnd::Bad)?;
-                }
+                Poll::Ready(Ok(n)) if n > 0 => {}
                 Poll::Ready(_) => return Err(UploadEnd::Gone),
                 Poll::Pending => return Ok(()),
             }
