@@ -1,7 +1,7 @@
 //! What breakers do, told to the control plane: state changes at once, figures
 //! once a second and only when they changed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,6 +52,8 @@ pub(crate) struct Reporter {
 #[derive(Default)]
 struct Untold {
     transitions: Vec<proto::BreakerTransition>,
+    /// Sent on this stream and not yet taken in, by the request's sequence.
+    unanswered: VecDeque<(u64, Vec<proto::BreakerTransition>)>,
     known: BTreeMap<BreakerName, proto::BreakerReport>,
 }
 
@@ -59,6 +61,32 @@ impl Untold {
     fn bound(&mut self) {
         let excess = self.transitions.len().saturating_sub(MAX_KEPT);
         self.transitions.drain(..excess);
+    }
+
+    /// A request is on its way.
+    fn sent(&mut self, sequence: u64, transitions: Vec<proto::BreakerTransition>) {
+        if !transitions.is_empty() {
+            self.unanswered.push_back((sequence, transitions));
+        }
+        let kept = |all: &VecDeque<(u64, Vec<_>)>| all.iter().map(|(_, t)| t.len()).sum::<usize>();
+        while kept(&self.unanswered) > MAX_KEPT {
+            self.unanswered.pop_front();
+        }
+    }
+
+    /// All requests up to `sequence` are taken in.
+    fn answered(&mut self, sequence: u64) {
+        while self.unanswered.front().is_some_and(|(s, _)| *s <= sequence) {
+            self.unanswered.pop_front();
+        }
+    }
+
+    /// The stream ended. What is told twice is better than what is never told.
+    fn lost(&mut self) {
+        let mut all: Vec<_> = self.unanswered.drain(..).flat_map(|(_, t)| t).collect();
+        all.append(&mut self.transitions);
+        self.transitions = all;
+        self.bound();
     }
 }
 
@@ -76,6 +104,7 @@ impl Reporter {
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut attempt = 0;
+        let mut said = false;
         loop {
             let (requests, outgoing) = mpsc::channel(4);
             let mut client = ReportingClient::new(channel.clone());
@@ -83,27 +112,30 @@ impl Reporter {
             // The server answers the opening only once it has read something.
             untold.known.clear();
             let first = self.collect(&mut untold, true, true);
-            if requests.send(first).await.is_err() {
-                continue;
-            }
+            untold.sent(1, first.transitions.clone());
+            // There is room: the channel is new.
+            let _ = requests.send(first).await;
             let mut opening = std::pin::pin!(opening);
             let mut responses: Option<tonic::Streaming<proto::ReportResponse>> = None;
             let mut ticks = 0u32;
             let mut sequence = 1;
-            loop {
+            let ended = loop {
                 tokio::select! {
                     opened = &mut opening, if responses.is_none() => match opened {
                         Ok(stream) => {
-                            attempt = 0;
                             responses = Some(stream.into_inner());
                         }
-                        Err(_) => break,
+                        Err(status) => break status,
                     },
-                    heard = next(&mut responses) => {
-                        if !matches!(heard, Ok(Some(_))) {
-                            break;
+                    heard = next(&mut responses) => match heard {
+                        Ok(Some(response)) => {
+                            attempt = 0;
+                            said = false;
+                            untold.answered(response.sequence);
                         }
-                    }
+                        Ok(None) => break tonic::Status::unavailable("the control plane ended the stream"),
+                        Err(status) => break status,
+                    },
                     _ = look.tick() => {
                         ticks += 1;
                         let mut next = self.collect(&mut untold, ticks.is_multiple_of(FIGURES), false);
@@ -112,6 +144,7 @@ impl Reporter {
                         }
                         sequence += 1;
                         next.sequence = sequence;
+                        let transitions = next.transitions.clone();
                         if let Err(unsent) = requests.try_send(next) {
                             // Too slow or gone: keep what must not be lost, tell the rest anew.
                             sequence -= 1;
@@ -120,9 +153,17 @@ impl Reporter {
                             untold.transitions = back.transitions;
                             untold.bound();
                             untold.known.clear();
+                        } else {
+                            untold.sent(sequence, transitions);
                         }
                     }
                 }
+            };
+            untold.lost();
+            // Said once per outage; nobody else would say that reports are refused.
+            if !said {
+                said = true;
+                tracing::warn!(reason = %ended, "breakers cannot be reported; transitions are kept");
             }
             self.wait(&mut untold, &mut look, reconnect_wait(attempt))
                 .await;
@@ -291,5 +332,45 @@ fn wire_reason(reason: breaker::Reason) -> proto::BreakerReason {
         breaker::Reason::Override => proto::BreakerReason::Override,
         breaker::Reason::OverrideEnded => proto::BreakerReason::OverrideEnded,
         breaker::Reason::Reset => proto::BreakerReason::Reset,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(epoch: u64) -> proto::BreakerTransition {
+        proto::BreakerTransition {
+            epoch,
+            ..Default::default()
+        }
+    }
+
+    fn epochs(untold: &Untold) -> Vec<u64> {
+        untold.transitions.iter().map(|t| t.epoch).collect()
+    }
+
+    #[test]
+    fn what_a_lost_stream_had_not_taken_in_is_told_again_in_order() {
+        let mut untold = Untold::default();
+        untold.sent(1, vec![at(1)]);
+        untold.sent(2, Vec::new());
+        untold.sent(3, vec![at(2), at(3)]);
+        untold.answered(2);
+        untold.transitions.push(at(4));
+        untold.lost();
+        assert_eq!(epochs(&untold), [2, 3, 4]);
+    }
+
+    #[test]
+    fn the_oldest_are_dropped_when_too_many_are_not_told() {
+        let mut untold = Untold::default();
+        for n in 0..2 * MAX_KEPT as u64 {
+            untold.sent(n, vec![at(n)]);
+        }
+        untold.transitions.push(at(u64::MAX));
+        untold.lost();
+        assert_eq!(untold.transitions.len(), MAX_KEPT);
+        assert_eq!(untold.transitions.last().map(|t| t.epoch), Some(u64::MAX));
     }
 }
