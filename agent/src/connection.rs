@@ -4,14 +4,21 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::net::TcpStream;
+use weir_resilience::Time;
 
 use crate::answer::Answer;
 use crate::buffer::Buffer;
 use crate::pipeline::{Held, Place};
-use crate::worker::{Target, Worker};
+use crate::timer::Timer;
+use crate::worker::{QUIET, Target, Worker};
 use crate::{h1, h2};
+
+/// How long a caller may take for a request's head, and idle between two.
+pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(3600);
 
 /// What an HTTP/2 connection begins with (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -36,7 +43,9 @@ pub(crate) async fn serve(worker: Rc<Worker>, id: u64, io: TcpStream, target: Ta
         buffer: Buffer::default(),
         target,
     };
-    match poll_fn(|cx| caller.poll_protocol(cx)).await {
+    let mut timer = Timer::new(caller.worker.clock);
+    let since = caller.worker.clock.now();
+    match poll_fn(|cx| caller.poll_protocol(&mut timer, since, cx)).await {
         Some(true) => h2::serve(caller).await,
         Some(false) => h1::serve(caller).await,
         None => caller.worker.spare.borrow_mut().give(caller.buffer),
@@ -47,7 +56,15 @@ impl Caller {
     /// Whether the caller speaks HTTP/2; `None` when it left without a word.
     /// Both kinds of HTTP are spoken by the client first, so waiting for the
     /// first bytes holds up nobody.
-    fn poll_protocol(&mut self, cx: &mut Context<'_>) -> Poll<Option<bool>> {
+    ///
+    /// While draining, a caller that has just come is given a moment: what it
+    /// sent may not have been seen yet.
+    fn poll_protocol(
+        &mut self,
+        timer: &mut Timer,
+        since: Time,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<bool>> {
         loop {
             let seen = self.buffer.bytes();
             let common = seen.iter().zip(PREFACE).take_while(|(a, b)| a == b).count();
@@ -60,10 +77,15 @@ impl Caller {
             match self.poll_fill(cx) {
                 Poll::Ready(Ok(n)) if n > 0 => {}
                 Poll::Ready(_) => return Poll::Ready(None),
-                Poll::Pending if self.buffer.is_empty() && self.worker.draining() => {
-                    return Poll::Ready(None);
+                Poll::Pending => {
+                    let patience = match (self.buffer.is_empty(), self.worker.draining()) {
+                        (false, _) => HEAD_TIMEOUT,
+                        (true, true) => QUIET,
+                        (true, false) => KEEP_ALIVE,
+                    };
+                    let now = self.worker.clock.now();
+                    return timer.poll(Some(since + patience), now, cx).map(|()| None);
                 }
-                Poll::Pending => return Poll::Pending,
             }
         }
     }

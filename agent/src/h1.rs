@@ -24,14 +24,11 @@ use weir_resilience::config::{Protocol, RequestView};
 use self::exchange::Outcome;
 use self::head::{MAX_HEAD, RequestMeta};
 use crate::answer::Answer;
-use crate::connection::Caller;
+use crate::connection::{Caller, HEAD_TIMEOUT, KEEP_ALIVE};
 use crate::metrics::Counter;
 use crate::pipeline::{Exchange, RequestFacts};
 use crate::timer::Timer;
 
-/// How long a caller may take for a request's head, and idle between two.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-const KEEP_ALIVE: Duration = Duration::from_secs(3600);
 /// What an early answer still reads of a body nobody wants, so that the answer
 /// is not lost to a reset: bytes and time.
 const LINGER_BYTES: usize = 256 * 1024;

@@ -28,7 +28,7 @@ use crate::pipeline::Held;
 use crate::snapshot::Snapshot;
 
 /// While draining, a listener is kept until nobody has knocked for this long.
-const QUIET: Duration = Duration::from_millis(50);
+pub(crate) const QUIET: Duration = Duration::from_millis(50);
 /// How often idle upstream connections are looked at.
 const SWEEP: Duration = Duration::from_secs(5);
 

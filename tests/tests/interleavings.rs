@@ -184,3 +184,36 @@ async fn a_caller_that_stops_sending_is_not_the_destinations_failure() -> Result
     house.shutdown().await;
     Ok(())
 }
+
+#[tokio::test]
+async fn who_connects_while_the_agent_drains_is_answered() -> Result<()> {
+    let backend = Backend::always(200).await;
+    let house = House::payments(&[backend.address()], "").await?;
+    let listener = house.listener("payments").await;
+    // Connected before, and silent.
+    let mut early = TcpStream::connect(listener).await?;
+    call::get(listener, "/").await?;
+    let ending = tokio::spawn(house.shutdown());
+    let mut answered = 0;
+    while let Ok(mut io) = TcpStream::connect(listener).await {
+        let request = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+        if io.write_all(request).await.is_err() {
+            break;
+        }
+        match read_until(&mut io, "\r\n\r\n").await {
+            Ok(answer) => assert!(answer.starts_with("HTTP/1.1 200"), "{answer}"),
+            // Still in the listener's queue when that was closed.
+            Err(error) if error.is::<std::io::Error>() => break,
+            Err(error) => return Err(error.context(format!("after {answered} answers"))),
+        }
+        answered += 1;
+        if answered == 20 {
+            break;
+        }
+    }
+    let mut rest = Vec::new();
+    early.read_to_end(&mut rest).await?;
+    ending.await?;
+    assert_eq!(answered, 20);
+    Ok(())
+}
