@@ -421,6 +421,12 @@ impl Exchange {
         Answer::RequestTimeout { after }
     }
 
+    /// Whether it is a gRPC call, whose caller may wait for an answer while its
+    /// stream is open.
+    pub(crate) fn is_grpc(&self) -> bool {
+        self.facts.grpc
+    }
+
     /// What ends the try now is the caller's doing, which stopped sending: it
     /// says nothing about the destination.
     pub(crate) fn excuse(&mut self, now: Time) {

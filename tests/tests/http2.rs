@@ -306,3 +306,67 @@ async fn draining_sends_goaway_and_finishes_the_streams_under_way() -> Result<()
     .await;
     Ok(())
 }
+
+#[tokio::test]
+async fn a_refusal_of_head_has_no_body() -> Result<()> {
+    let house = House::payments(&[], "").await?;
+    let got = call::send_h2(
+        house.listener("payments").await,
+        call::request_h2("HEAD", "/", "")?,
+    )
+    .await?;
+    assert_eq!((got.status, got.text().as_str()), (503, ""));
+    house.shutdown().await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_authority_is_the_only_word_on_the_host() -> Result<()> {
+    let backend = Backend::always(200).await;
+    let house = House::payments(&[backend.address()], "").await?;
+    let mut request = call::request_h2("GET", "/", "")?;
+    request.headers_mut().insert("host", "other.test".parse()?);
+    call::send_h2(house.listener("payments").await, request).await?;
+    assert_eq!(backend.seen()[0].headers.get("host"), None);
+    house.shutdown().await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_stream_beyond_the_endpoints_limit_was_never_sent() -> Result<()> {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    tokio::spawn(async move {
+        while let Ok((io, _)) = listener.accept().await {
+            let service = hyper::service::service_fn(|_| async {
+                let (reply, frames) = Reply::streamed(200);
+                // The stream never ends.
+                std::mem::forget(frames);
+                match reply.with("content-type", "text/event-stream") {
+                    Reply::Response(response) => Ok(response),
+                    Reply::Abort => Err(std::io::Error::other("no response")),
+                }
+            });
+            tokio::spawn(
+                hyper::server::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new())
+                    .max_concurrent_streams(1)
+                    .serve_connection(hyper_util::rt::TokioIo::new(io), service),
+            );
+        }
+    });
+    let house = House::payments(
+        &[address],
+        "  timeouts: {perTry: 100ms}\n  retries: {attempts: 1, methods: [GET]}",
+    )
+    .await?;
+    let payments = house.listener("payments").await;
+    let mut first = Caller::h2(payments).await?;
+    let stream = first.begin(call::request_h2("POST", "/1", "")?).await?;
+    assert_eq!(stream.status(), 200);
+    let got = call::send_h2(payments, call::request_h2("POST", "/2", "")?).await?;
+    assert_eq!(got.status, 504);
+    assert_eq!(house.metric("weir_retries_total", &[]).await?, 1.0);
+    drop(stream);
+    house.shutdown().await;
+    Ok(())
+}

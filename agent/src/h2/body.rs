@@ -62,6 +62,11 @@ impl Upload {
         self.broken = false;
     }
 
+    /// Whether the next step is the caller's: all that it sent has gone on.
+    pub(super) fn waits_for_caller(&self) -> bool {
+        !self.received && self.pending.is_empty() && !self.broken
+    }
+
     /// Before another try: all of the body so far is sent anew.
     pub(super) fn rewind(&mut self) {
         self.pending = self.kept.iter().cloned().collect();

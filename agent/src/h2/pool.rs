@@ -18,10 +18,12 @@ const IDLE: Duration = Duration::from_secs(30);
 #[derive(Default)]
 pub(crate) struct Pool {
     endpoints: HashMap<SocketAddr, Entry>,
+    /// Number of the next connection.
+    next: u64,
 }
 
 struct Entry {
-    live: Option<SendRequest<Bytes>>,
+    live: Option<(SendRequest<Bytes>, u64)>,
     /// Told when the connection that is being made is there or has failed.
     connecting: Option<Rc<Notify>>,
     used: Time,
@@ -29,8 +31,8 @@ struct Entry {
 
 /// What the pool has for an endpoint.
 pub(crate) enum Found {
-    /// A connection; it may still turn out to be closed.
-    Live(SendRequest<Bytes>),
+    /// A connection and its number; it may still turn out to be closed.
+    Live(SendRequest<Bytes>, u64),
     /// Somebody is making one: wait, then look again.
     Soon(Rc<Notify>),
     /// Nothing: make one, and tell with [`Pool::connected`] or
@@ -46,8 +48,8 @@ impl Pool {
             used: now,
         });
         entry.used = now;
-        if let Some(live) = &entry.live {
-            return Found::Live(live.clone());
+        if let Some((live, number)) = &entry.live {
+            return Found::Live(live.clone(), *number);
         }
         match &entry.connecting {
             Some(notify) => Found::Soon(notify.clone()),
@@ -58,15 +60,19 @@ impl Pool {
         }
     }
 
-    pub(crate) fn connected(&mut self, endpoint: SocketAddr, live: SendRequest<Bytes>) {
-        self.settle(endpoint, Some(live));
+    /// Returns the connection's number, for [`Pool::closing`].
+    pub(crate) fn connected(&mut self, endpoint: SocketAddr, live: SendRequest<Bytes>) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        self.settle(endpoint, Some((live, number)));
+        number
     }
 
     pub(crate) fn failed(&mut self, endpoint: SocketAddr) {
         self.settle(endpoint, None);
     }
 
-    fn settle(&mut self, endpoint: SocketAddr, live: Option<SendRequest<Bytes>>) {
+    fn settle(&mut self, endpoint: SocketAddr, live: Option<(SendRequest<Bytes>, u64)>) {
         if let Some(entry) = self.endpoints.get_mut(&endpoint) {
             entry.live = live;
             if let Some(notify) = entry.connecting.take() {
@@ -75,9 +81,12 @@ impl Pool {
         }
     }
 
-    /// The connection is closing: the next request makes another.
-    pub(crate) fn closing(&mut self, endpoint: SocketAddr) {
-        if let Some(entry) = self.endpoints.get_mut(&endpoint) {
+    /// The connection is closing: the next request makes another. One that has
+    /// taken its place already stays.
+    pub(crate) fn closing(&mut self, endpoint: SocketAddr, number: u64) {
+        if let Some(entry) = self.endpoints.get_mut(&endpoint)
+            && entry.live.as_ref().is_some_and(|(_, n)| *n == number)
+        {
             entry.live = None;
         }
     }

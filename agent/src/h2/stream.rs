@@ -16,6 +16,7 @@ use weir_resilience::Time;
 use weir_resilience::config::{Protocol, RequestView};
 use weir_resilience::retry::{Pushback, Sent};
 
+use super::Driver;
 use super::body::{Download, Gone, Upload};
 use super::pool::Found;
 use crate::answer::Answer;
@@ -23,6 +24,9 @@ use crate::metrics::Counter;
 use crate::pipeline::{End, Exchange, Limit, RequestFacts, ResponseFacts, TryFailure, Verdict};
 use crate::timer::Timer;
 use crate::worker::{Target, Worker};
+
+/// How long an endpoint may leave what it was sent unacknowledged.
+const GONE: Duration = Duration::from_secs(20);
 
 /// What ended a wait.
 enum Interrupt {
@@ -79,7 +83,7 @@ pub(super) async fn serve(
     let mut exchange = match admit(&worker, &target, &parts, grpc, now) {
         Ok(exchange) => exchange,
         Err(answer) => {
-            refuse(&mut respond, &answer, grpc);
+            refuse(&mut respond, &answer, grpc, &parts.method);
             return;
         }
     };
@@ -98,7 +102,7 @@ pub(super) async fn serve(
     let answer = run.carry_out().await;
     if let Some(answer) = answer {
         exchange.on_answer(&answer, clock.now());
-        refuse(&mut respond, &answer, grpc);
+        refuse(&mut respond, &answer, grpc, &parts.method);
     }
 }
 
@@ -203,9 +207,19 @@ impl Run<'_> {
         match poll_fn(|cx| self.poll_head(&mut link, cx)).await {
             Ok(head) => self.on_head(head, link).await,
             Err(Came::Interrupt(interrupt)) => {
+                // Beyond the endpoint's limit of streams it has not left yet.
+                let mut unwatched = Context::from_waker(std::task::Waker::noop());
+                let sent = if send.poll_ready(&mut unwatched).is_pending() {
+                    Sent::Nothing
+                } else {
+                    Sent::Maybe
+                };
+                if !self.exchange.is_grpc() && self.upload.waits_for_caller() {
+                    self.exchange.excuse(self.now());
+                }
                 // Dropping both halves resets the stream.
                 drop(link);
-                self.interrupted(interrupt, Sent::Maybe).await
+                self.interrupted(interrupt, sent).await
             }
             Err(Came::Failed(error)) => {
                 drop(link);
@@ -240,6 +254,8 @@ impl Run<'_> {
         }
         request.headers_mut().clone_from(&self.parts.headers);
         strip_hop_by_hop(request.headers_mut());
+        // `:authority` says it; another word could be believed instead.
+        request.headers_mut().remove(http::header::HOST);
         request
     }
 
@@ -254,14 +270,15 @@ impl Run<'_> {
             let now = self.now();
             let found = self.worker.h2_pool.borrow_mut().find(endpoint, now);
             match found {
-                Found::Live(send) => {
-                    // Streams beyond the endpoint's limit wait here.
+                Found::Live(send, number) => {
+                    // Ready or closed; a stream beyond the endpoint's limit
+                    // waits once it is made.
                     match self.guarded(send.ready(), until).await {
                         Ok(Ok(send)) => {
                             self.exchange.on_connection(true);
                             return Ok(send);
                         }
-                        Ok(Err(_)) => self.worker.h2_pool.borrow_mut().closing(endpoint),
+                        Ok(Err(_)) => self.worker.h2_pool.borrow_mut().closing(endpoint, number),
                         Err(interrupt) => return Err(self.no_connection(interrupt, timeout).await),
                     }
                 }
@@ -273,16 +290,15 @@ impl Run<'_> {
                 }
                 Found::Make => {
                     // Whoever waits for it is told whatever happens here.
-                    let worker = self.worker.clone();
                     let telling = Telling {
-                        worker: worker.clone(),
+                        worker: self.worker.clone(),
                         endpoint,
                         done: false,
                     };
-                    let made = self.guarded(make(worker, endpoint), until).await;
+                    let made = self.guarded(make(endpoint), until).await;
                     match made {
-                        Ok(Ok(send)) => {
-                            telling.connected(send);
+                        Ok(Ok((send, driver))) => {
+                            telling.connected(send, driver);
                             self.exchange.on_connection(false);
                         }
                         Ok(Err(reason)) => {
@@ -613,12 +629,17 @@ struct Telling {
 }
 
 impl Telling {
-    fn connected(mut self, send: SendRequest<Bytes>) {
+    /// The driver runs until the connection ends.
+    fn connected(mut self, send: SendRequest<Bytes>, driver: Driver) {
         self.done = true;
-        self.worker
-            .h2_pool
-            .borrow_mut()
-            .connected(self.endpoint, send);
+        let (worker, endpoint) = (self.worker.clone(), self.endpoint);
+        let number = worker.h2_pool.borrow_mut().connected(endpoint, send);
+        tokio::task::spawn_local(async move {
+            if let Err(error) = driver.await {
+                tracing::debug!(%error, %endpoint, "HTTP/2 connection to an endpoint ended");
+            }
+            worker.h2_pool.borrow_mut().closing(endpoint, number);
+        });
     }
 }
 
@@ -630,31 +651,27 @@ impl Drop for Telling {
     }
 }
 
-/// Makes a connection; its driver runs until it ends.
+/// Makes a connection and its driver.
 async fn make(
-    worker: Rc<Worker>,
     endpoint: std::net::SocketAddr,
-) -> Result<SendRequest<Bytes>, &'static str> {
+) -> Result<(SendRequest<Bytes>, Driver), &'static str> {
     let io = TcpStream::connect(endpoint)
         .await
         .map_err(|error| crate::answer::connect_reason(&error))?;
     // Without it small frames would wait for acknowledgements.
     let _ = io.set_nodelay(true);
-    let (send, driver) = super::connect(io)
+    // Data that nobody acknowledges means that the endpoint is gone; the kernel
+    // alone would go on for a quarter of an hour, and every new stream with it.
+    let _ = socket2::SockRef::from(&io).set_tcp_user_timeout(Some(GONE));
+    super::connect(io)
         .await
-        .map_err(|_| "the endpoint does not speak HTTP/2")?;
-    tokio::task::spawn_local(async move {
-        if let Err(error) = driver.await {
-            tracing::debug!(%error, %endpoint, "HTTP/2 connection to an endpoint ended");
-        }
-        worker.h2_pool.borrow_mut().closing(endpoint);
-    });
-    Ok(send)
+        .map_err(|_| "the endpoint does not speak HTTP/2")
 }
 
-fn refuse(respond: &mut SendResponse<Bytes>, answer: &Answer, grpc: bool) {
-    let sent = respond.send_response(answer.h2_response(grpc), grpc);
-    if let (Ok(mut body), false) = (sent, grpc) {
+fn refuse(respond: &mut SendResponse<Bytes>, answer: &Answer, grpc: bool, method: &http::Method) {
+    let whole = grpc || method == http::Method::HEAD;
+    let sent = respond.send_response(answer.h2_response(grpc), whole);
+    if let (Ok(mut body), false) = (sent, whole) {
         // A line of text; the caller may have gone meanwhile.
         let _ = body.send_data(Bytes::from(format!("weir: {answer}\n")), true);
     }
