@@ -196,41 +196,27 @@ impl House {
 
     /// Waits until a policy's condition has this status, and returns it.
     pub async fn condition(&self, policy: &str, kind: &str, status: &str) -> Value {
-        eventually(&format!("{kind} of {policy} to be {status}"), || async {
-            let object = self
-                .object("resiliencepolicies", policy)
-                .await
-                .map_err(|e| e.to_string())?;
-            let conditions = object["status"]["conditions"]
-                .as_array()
-                .cloned()
-                .unwrap_or_default();
-            let found = conditions
-                .iter()
-                .find(|c| c["type"] == kind && c["status"] == status)
-                .cloned();
-            found.ok_or_else(|| object["status"].to_string())
-        })
-        .await
+        self.condition_with(policy, kind, "status", status).await
     }
 
     /// Waits until a policy's condition has this reason, and returns it.
     pub async fn condition_for(&self, policy: &str, kind: &str, reason: &str) -> Value {
-        eventually(&format!("{kind} of {policy} for {reason}"), || async {
-            let object = self
-                .object("resiliencepolicies", policy)
-                .await
-                .map_err(|e| e.to_string())?;
-            let conditions = object["status"]["conditions"]
-                .as_array()
-                .cloned()
-                .unwrap_or_default();
-            let found = conditions
-                .iter()
-                .find(|c| c["type"] == kind && c["reason"] == reason)
-                .cloned();
-            found.ok_or_else(|| object["status"].to_string())
-        })
+        self.condition_with(policy, kind, "reason", reason).await
+    }
+
+    async fn condition_with(&self, policy: &str, kind: &str, field: &str, wanted: &str) -> Value {
+        eventually(
+            &format!("{field} {wanted} in {kind} of {policy}"),
+            || async {
+                let object = self.object("resiliencepolicies", policy).await;
+                let status = object.map_err(|e| e.to_string())?["status"].clone();
+                let conditions = status["conditions"].as_array().into_iter().flatten();
+                let found = conditions
+                    .filter(|c| c["type"] == kind && c[field] == wanted)
+                    .next_back();
+                found.cloned().ok_or_else(|| status.to_string())
+            },
+        )
         .await
     }
 
