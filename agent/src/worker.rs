@@ -31,6 +31,17 @@ use crate::snapshot::Snapshot;
 pub(crate) const QUIET: Duration = Duration::from_millis(50);
 /// How often idle upstream connections are looked at.
 const SWEEP: Duration = Duration::from_secs(5);
+/// While draining, a listener is closed after this long although somebody still
+/// knocks: those who were accepted need the rest of the time.
+const LAST_CALL: Duration = Duration::from_secs(1);
+
+/// When the kernel asks whether the other side is still there, and when it
+/// takes it for gone. Connections without traffic, tunnels above all, would
+/// otherwise outlive a machine that died.
+pub(crate) const KEEP_ALIVE: socket2::TcpKeepalive = socket2::TcpKeepalive::new()
+    .with_time(Duration::from_secs(60))
+    .with_interval(Duration::from_secs(10))
+    .with_retries(6);
 
 /// What a listener's callers want.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -177,6 +188,8 @@ impl Worker {
                 worker: worker.clone(),
                 id,
             };
+            // A caller's machine that is gone says nothing; the kernel asks.
+            let _ = socket2::SockRef::from(&io).set_tcp_keepalive(&KEEP_ALIVE);
             if io.set_nodelay(true).is_ok() {
                 connection::serve(worker, id, io, target).await;
             }
@@ -320,15 +333,19 @@ async fn run(worker: &Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>
 /// nobody has knocked for [`QUIET`].
 async fn accept(worker: Rc<Worker>, listener: TcpListener, target: Target) {
     let mut drain = worker.drain.subscribe();
+    let mut failing = false;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             _ = drain.wait_for(|draining| *draining) => break,
         };
-        take_in(&worker, accepted, &target).await;
+        take_in(&worker, accepted, &target, &mut failing).await;
     }
-    while let Ok(accepted) = tokio::time::timeout(QUIET, listener.accept()).await {
-        take_in(&worker, accepted, &target).await;
+    let last_call = tokio::time::Instant::now() + LAST_CALL;
+    while tokio::time::Instant::now() < last_call
+        && let Ok(accepted) = tokio::time::timeout(QUIET, listener.accept()).await
+    {
+        take_in(&worker, accepted, &target, &mut failing).await;
     }
 }
 
@@ -336,9 +353,13 @@ async fn take_in(
     worker: &Rc<Worker>,
     accepted: std::io::Result<(TcpStream, SocketAddr)>,
     target: &Target,
+    failing: &mut bool,
 ) {
     match accepted {
         Ok((io, _)) => {
+            if std::mem::take(failing) {
+                tracing::info!(?target, "accepting again");
+            }
             let index = worker.less_loaded().unwrap_or(worker.index);
             worker.shared.loads[index].0.fetch_add(1, Relaxed);
             if index == worker.index {
@@ -355,7 +376,10 @@ async fn take_in(
         }
         // Out of file descriptors or memory: others may free some.
         Err(error) => {
-            tracing::warn!(%error, "cannot accept");
+            // Said once, not ten times a second.
+            if !std::mem::replace(failing, true) {
+                tracing::error!(%error, ?target, "cannot accept connections");
+            }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }

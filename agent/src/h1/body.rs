@@ -25,6 +25,8 @@ pub(crate) enum Framing {
 pub(crate) enum Chunk {
     /// In the hexadecimal size.
     Size { value: u64, digits: u32 },
+    /// In spaces between the size and what may follow.
+    Padding { value: u64, line: u32 },
     /// In an extension.
     Extension { value: u64, line: u32 },
     /// Before the LF of the size line.
@@ -125,10 +127,26 @@ impl Chunk {
             }
             (Chunk::Size { digits: 0, .. }, _) => return Err(BadBody("chunk has no size")),
             (Chunk::Size { value, .. }, b'\r') => Chunk::SizeEnd { value },
-            (Chunk::Size { value, digits }, b';' | b' ' | b'\t') => Chunk::Extension {
+            (Chunk::Size { value, digits }, b';') => Chunk::Extension {
                 value,
                 line: digits,
             },
+            (Chunk::Size { value, digits }, b' ' | b'\t') => Chunk::Padding {
+                value,
+                line: digits,
+            },
+            (Chunk::Padding { value, line }, b' ' | b'\t') if line < MAX_SIZE_LINE => {
+                Chunk::Padding {
+                    value,
+                    line: line + 1,
+                }
+            }
+            (Chunk::Padding { value, line }, b';') => Chunk::Extension { value, line },
+            (Chunk::Padding { value, .. }, b'\r') => Chunk::SizeEnd { value },
+            // Another reader could take what follows for more digits.
+            (Chunk::Padding { .. }, _) => {
+                return Err(BadBody("chunk size is not a hexadecimal number"));
+            }
             (Chunk::Size { .. }, _) => {
                 return Err(BadBody("chunk size is not a hexadecimal number"));
             }
@@ -205,6 +223,7 @@ mod tests {
             b"g\r\n",
             b"-1\r\n",
             b"0x5\r\n",
+            b"5 5\r\nhello\r\n",
             b"5\nhello",
             b"5\r\nhello!",
             b"5\r\nhello\n",
@@ -215,6 +234,12 @@ mod tests {
         ] {
             assert!(whole(bad).is_err(), "{}", String::from_utf8_lossy(bad));
         }
+    }
+
+    #[test]
+    fn spaces_behind_a_chunks_size_are_no_part_of_it() {
+        let body = b"5  \r\nhello\r\n0 ;x\r\n\r\n";
+        assert_eq!(whole(body), Ok((body.len(), Framing::Done)));
     }
 
     #[test]

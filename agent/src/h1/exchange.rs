@@ -18,6 +18,7 @@ use crate::buffer::Buffer;
 use crate::connection::Caller;
 use crate::pipeline::{End, Exchange, Limit, ResponseFacts, TryFailure, Verdict};
 use crate::timer::Timer;
+use crate::worker::KEEP_ALIVE;
 
 /// How a request ended, for its connection.
 pub(super) enum Outcome {
@@ -248,6 +249,7 @@ impl Run<'_> {
             Ok(Ok(io)) => {
                 // Without it small requests would wait for acknowledgements.
                 let _ = io.set_nodelay(true);
+                let _ = socket2::SockRef::from(&io).set_tcp_keepalive(&KEEP_ALIVE);
                 self.exchange.on_connection(false);
                 let buffer = worker.spare.borrow_mut().take();
                 return Ok(Upstream::new(io, endpoint, false, buffer));

@@ -186,14 +186,12 @@ pub(crate) fn with_request<R>(
             reason: "CONNECT is not supported; send the request itself",
         });
     }
-    if !http10
-        && head
-            .headers
-            .iter()
-            .filter(|h| h.name.eq_ignore_ascii_case("host"))
-            .count()
-            != 1
-    {
+    let hosts = head
+        .headers
+        .iter()
+        .filter(|h| h.name.eq_ignore_ascii_case("host"))
+        .count();
+    if hosts > 1 || hosts == 0 && !http10 {
         return Err(Answer::BadRequest {
             reason: "there must be exactly one Host",
         });
@@ -223,7 +221,7 @@ pub(crate) fn with_request<R>(
         },
         http10,
         head_method: head.method == Method::HEAD,
-        upgrade: fields.upgrade && !http10 && body.is_done(),
+        upgrade: fields.upgrade && !fields.h2c && !http10 && body.is_done(),
     };
     Ok(Some(f(&head, meta)))
 }
@@ -389,7 +387,10 @@ struct Fields {
     other_coding: bool,
     close: bool,
     keep_alive: bool,
+    /// `Connection` names `Upgrade`.
     upgrade: bool,
+    /// `Upgrade` to HTTP/2, which is told apart by its preface: declined.
+    h2c: bool,
     retry_after: Option<Duration>,
     event_stream: bool,
 }
@@ -412,6 +413,7 @@ impl Fields {
                     for token in tokens(value) {
                         fields.close |= token.eq_ignore_ascii_case("close");
                         fields.keep_alive |= token.eq_ignore_ascii_case("keep-alive");
+                        fields.upgrade |= token.eq_ignore_ascii_case("upgrade");
                     }
                 }
                 Some(b'c') if header.name.eq_ignore_ascii_case("content-type") => {
@@ -425,9 +427,7 @@ impl Fields {
                     fields.chunked = true;
                 }
                 Some(b'u') if header.name.eq_ignore_ascii_case("upgrade") => {
-                    // HTTP/2 is told apart by its preface; an upgrade to it is declined.
-                    fields.upgrade =
-                        tokens(value).all(|t| !t.to_ascii_lowercase().starts_with("h2c"));
+                    fields.h2c |= tokens(value).any(|t| t.to_ascii_lowercase().starts_with("h2c"));
                 }
                 Some(b'r') if header.name.eq_ignore_ascii_case("retry-after") => {
                     let seconds = std::str::from_utf8(value)
@@ -523,6 +523,24 @@ mod tests {
     }
 
     #[test]
+    fn an_upgrade_is_passed_on_only_where_it_is_asked_for_and_not_to_http2() {
+        for (fields, upgrade) in [
+            ("Connection: upgrade\r\nUpgrade: websocket", true),
+            ("Upgrade: websocket", false),
+            ("Connection: upgrade\r\nUpgrade: h2c", false),
+            (
+                "Connection: upgrade\r\nUpgrade: h2c\r\nUpgrade: websocket",
+                false,
+            ),
+        ] {
+            let (out, meta) =
+                forwarded(&format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n")).unwrap();
+            assert_eq!(meta.upgrade, upgrade, "{fields}");
+            assert_eq!(out.contains("pgrade:"), upgrade, "{out}");
+        }
+    }
+
+    #[test]
     fn connection_cannot_drop_what_frames_or_routes_a_message() {
         let (out, _) =
             forwarded("POST / HTTP/1.1\r\nHost: a\r\nConnection: content-length, host\r\nContent-Length: 1\r\n\r\n")
@@ -544,6 +562,7 @@ mod tests {
             "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+            "GET / HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n",
             "GET / HTTP/1.1\r\n\r\n",
             "GET / HTTP/1.1\nHost: a\n\n",
             "GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\n folded\r\n\r\n",
