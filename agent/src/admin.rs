@@ -353,6 +353,15 @@ impl Admin {
             ),
             unrouted,
         );
+        one(
+            out,
+            (
+                "weir_malformed_requests_total",
+                "counter",
+                "Requests that could not be read, and were answered 400, 431 or 501.",
+            ),
+            self.shared.malformed_total() as u64,
+        );
         let synced = u64::from(self.progress.borrow().synced);
         one(
             out,

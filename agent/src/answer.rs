@@ -337,6 +337,20 @@ impl fmt::Display for Answer {
     }
 }
 
+/// Whether a connection could not be made for want of something that is the
+/// agent's own: file descriptors, ports, memory.
+pub(crate) fn is_own_failure(error: &std::io::Error) -> bool {
+    const EMFILE: i32 = 24;
+    const ENFILE: i32 = 23;
+    const ENOMEM: i32 = 12;
+    const ENOBUFS: i32 = 105;
+    matches!(error.kind(), std::io::ErrorKind::AddrNotAvailable)
+        || matches!(
+            error.raw_os_error(),
+            Some(EMFILE | ENFILE | ENOMEM | ENOBUFS)
+        )
+}
+
 /// Why a connection could not be made, for people.
 pub(crate) fn connect_reason(error: &std::io::Error) -> &'static str {
     match error.kind() {
@@ -346,6 +360,7 @@ pub(crate) fn connect_reason(error: &std::io::Error) -> &'static str {
         std::io::ErrorKind::NetworkUnreachable => "network unreachable",
         std::io::ErrorKind::TimedOut => "timed out",
         std::io::ErrorKind::AddrNotAvailable => "no local address or port is free",
+        _ if is_own_failure(error) => "Weir itself is out of file descriptors or memory",
         _ => "connection failed",
     }
 }

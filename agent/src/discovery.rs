@@ -124,7 +124,9 @@ async fn follow(
         let rejections = {
             let mut configuration = configuration.lock().await;
             let rejections = configuration.apply(response.resources, response.removed);
+            // Half of a first synchronisation is nothing to start with.
             if let Some(store) = store
+                && (response.synced || progress.borrow().synced)
                 && let Err(error) = store.save(configuration.resources())
             {
                 tracing::error!(%error, "cannot save the configuration; a restart would need the control plane");

@@ -48,6 +48,8 @@ struct Session {
     timer: Timer,
     /// When the head that is being read began.
     head_since: Option<Time>,
+    /// The connection ends with a reset.
+    reset: bool,
     /// Memory for the heads.
     forward: Vec<u8>,
     answer: Vec<u8>,
@@ -60,12 +62,22 @@ pub(crate) async fn serve(caller: Caller) {
         caller,
         timer,
         head_since: None,
+        reset: false,
         forward: Vec::new(),
         answer: Vec::new(),
     };
     while session.serve_one().await {}
-    let _ = session.caller.io.shutdown().await;
-    session.caller.buffer = Default::default();
+    let Caller {
+        worker, io, buffer, ..
+    } = &mut session.caller;
+    if session.reset {
+        // Closing then resets, where it would end in good order.
+        let _ = socket2::SockRef::from(&*io).set_linger(Some(Duration::ZERO));
+    } else {
+        // It may have been reset at the other end.
+        let _ = io.shutdown().await;
+    }
+    worker.spare.borrow_mut().give(std::mem::take(buffer));
 }
 
 impl Session {
@@ -109,6 +121,10 @@ impl Session {
                 .await
             }
             Outcome::Close => false,
+            Outcome::Reset => {
+                self.reset = true;
+                false
+            }
         }
     }
 
@@ -123,6 +139,7 @@ impl Session {
                     Err(refused) => return Poll::Ready(Some(Err(refused))),
                     Ok(None) => {
                         if !self.caller.buffer.has_room() && !self.caller.buffer.grow(MAX_HEAD) {
+                            self.caller.worker.shared.malformed();
                             let answer = Answer::HeadTooLarge;
                             return Poll::Ready(Some(Err(Refused {
                                 answer,
@@ -237,11 +254,14 @@ impl Session {
                 self.head_since = None;
                 Err(refused)
             }
-            Err(answer) => Err(Refused {
-                answer,
-                body: true,
-                close: true,
-            }),
+            Err(answer) => {
+                worker.shared.malformed();
+                Err(Refused {
+                    answer,
+                    body: true,
+                    close: true,
+                })
+            }
         }
     }
 
@@ -252,7 +272,10 @@ impl Session {
         refused
             .answer
             .write_h1(&mut self.answer, close, refused.body);
-        let sent = self.caller.io.write_all(&self.answer).await;
+        // A caller that does not read has until the next one would be closed too.
+        let sending = self.caller.io.write_all(&self.answer);
+        let sent = tokio::time::timeout(HEAD_TIMEOUT, sending).await;
+        let sent = sent.unwrap_or_else(|late| Err(late.into()));
         if sent.is_ok() && close {
             self.linger().await;
         }

@@ -26,6 +26,7 @@ mod listeners;
 mod metrics;
 mod pipeline;
 mod registry;
+mod replay;
 mod report;
 mod snapshot;
 mod store;

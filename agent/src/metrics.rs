@@ -41,6 +41,7 @@ counters! {
     Tries => "weir_tries_total", "";
     /// Tries that ended in a failure.
     FailedConnect => "weir_failed_tries_total", "connect";
+    FailedOwn => "weir_failed_tries_total", "own";
     FailedReset => "weir_failed_tries_total", "reset";
     FailedTimeout => "weir_failed_tries_total", "timeout";
     FailedStatus => "weir_failed_tries_total", "status";

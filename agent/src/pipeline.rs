@@ -24,7 +24,7 @@ use weir_resilience::config::{self, HeaderMatch, Mode, RequestView, Timeouts};
 use weir_resilience::retry::{self, Pushback, Sent, Stop};
 use weir_resilience::{Time, balance, breaker};
 
-use crate::answer::Answer;
+use crate::answer::{self, Answer};
 use crate::metrics::Counter;
 use crate::snapshot::{Endpoint, Port, Rules, Service, Snapshot};
 
@@ -62,10 +62,26 @@ pub(crate) struct ResponseFacts {
 pub(crate) enum TryFailure {
     /// No connection.
     Connect(Answer),
+    /// No connection, for want of something of the agent's own: nobody's
+    /// failure but Weir's.
+    Own(Answer),
     /// The connection ended, or what came is no response.
     Reset(Answer),
     /// `perTry` passed.
     Timeout,
+}
+
+impl TryFailure {
+    /// A connection that could not be made.
+    pub(crate) fn of_connect(error: &std::io::Error) -> TryFailure {
+        let reason = answer::connect_reason(error);
+        let answer = Answer::ConnectFailed { reason };
+        if answer::is_own_failure(error) {
+            TryFailure::Own(answer)
+        } else {
+            TryFailure::Connect(answer)
+        }
+    }
 }
 
 /// What to do with a response's head.
@@ -132,6 +148,8 @@ struct Try {
     endpoint: usize,
     permit: Option<breaker::Permit>,
     started: Time,
+    /// How long it took to answer, once the answer is a stream.
+    took: Option<Duration>,
     deadline: Option<Time>,
     partition: Option<Seat>,
     limit: Option<Seat>,
@@ -316,6 +334,7 @@ impl Exchange {
             endpoint: usize::MAX,
             permit,
             started: now,
+            took: None,
             deadline: per_try.map(|t| now + t),
             partition: None,
             limit: None,
@@ -474,15 +493,35 @@ impl Exchange {
     /// The response turned out to be a stream: it has answered in time, and
     /// from here only idle and `maxStream` hold.
     pub(crate) fn on_stream(&mut self, now: Time, random: u64) {
-        self.record_success(now, random);
         self.deadline = None;
-        if let Some(current) = &mut self.current {
-            current.deadline = None;
-        }
         self.stream_deadline = self
             .timeouts()
             .and_then(|t| t.max_stream)
             .map(|t| self.started + t);
+        let Some(current) = &mut self.current else {
+            return;
+        };
+        current.deadline = None;
+        // How long a stream lasts says nothing about how slow it is.
+        current.took.get_or_insert(now.since(current.started));
+        // A probe has seen what it was sent for; its place is for the next one.
+        if current
+            .permit
+            .as_ref()
+            .is_some_and(breaker::Permit::is_probe)
+        {
+            self.record_success(now, random);
+        }
+    }
+
+    /// Whether an answer may still lead to another try, so that it is worth
+    /// waiting for the status in its trailers.
+    pub(crate) fn may_retry_answer(&self, body_kept: bool) -> bool {
+        let policy = self.rules().retries.as_ref().map(|(policy, _)| policy);
+        policy
+            .is_some_and(|policy| policy.mode == Mode::Enforce && self.tries.made < policy.attempts)
+            && body_kept
+            && (self.idempotent || !self.facts.grpc)
     }
 
     /// A try failed without a response. The error is what the caller gets.
@@ -494,32 +533,38 @@ impl Exchange {
         now: Time,
         random: u64,
     ) -> Result<Duration, Answer> {
+        use breaker::Cause;
         let (counter, cause, kind) = match failure {
             TryFailure::Connect(_) => (
                 Counter::FailedConnect,
-                breaker::Cause::Connect,
+                Some(Cause::Connect),
                 retry::Failure::Connect,
             ),
+            TryFailure::Own(_) => (Counter::FailedOwn, None, retry::Failure::Connect),
             TryFailure::Reset(_) => (
                 Counter::FailedReset,
-                breaker::Cause::Reset,
+                Some(Cause::Reset),
                 retry::Failure::Reset,
             ),
             TryFailure::Timeout => (
                 Counter::FailedTimeout,
-                breaker::Cause::Timeout,
+                Some(Cause::Timeout),
                 retry::Failure::PerTryTimeout,
             ),
         };
         self.count(counter);
-        self.record_failure(cause, None, now, random);
+        if let Some(cause) = cause {
+            self.record_failure(cause, None, now, random);
+        }
         match self.decide(kind, sent, &retry::Hints::default(), body_kept, now, random) {
             Some(after) => {
                 self.leave_try(now);
                 Ok(after)
             }
             None => Err(match failure {
-                TryFailure::Connect(answer) | TryFailure::Reset(answer) => answer,
+                TryFailure::Connect(answer)
+                | TryFailure::Own(answer)
+                | TryFailure::Reset(answer) => answer,
                 TryFailure::Timeout => Answer::TryTimeout {
                     after: self
                         .rules()
@@ -802,7 +847,7 @@ impl Exchange {
     fn take_permit(&mut self, now: Time) -> Option<(breaker::Permit, Duration)> {
         self.seen = now;
         let current = self.current.as_mut()?;
-        let took = now.since(current.started);
+        let took = current.took.unwrap_or_else(|| now.since(current.started));
         current.permit.take().map(|permit| (permit, took))
     }
 

@@ -25,6 +25,7 @@ use crate::connection;
 use crate::h1::pool::Pool;
 use crate::h2::pool::Pool as H2Pool;
 use crate::pipeline::Held;
+use crate::replay::Share;
 use crate::snapshot::Snapshot;
 
 /// While draining, a listener is kept until nobody has knocked for this long.
@@ -78,6 +79,8 @@ pub(crate) struct Shared {
     pub(crate) panics: AtomicUsize,
     /// Requests that named no service.
     unrouted: AtomicUsize,
+    /// Requests that could not be read.
+    malformed: AtomicUsize,
 }
 
 impl Shared {
@@ -88,12 +91,22 @@ impl Shared {
             idle: (0..workers).map(|_| AtomicUsize::new(0)).collect(),
             panics: AtomicUsize::new(0),
             unrouted: AtomicUsize::new(0),
+            malformed: AtomicUsize::new(0),
         }
     }
 
     /// Counts a request that named no service.
     pub(crate) fn unrouted(&self) {
         self.unrouted.fetch_add(1, Relaxed);
+    }
+
+    /// Counts a request that could not be read.
+    pub(crate) fn malformed(&self) {
+        self.malformed.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn malformed_total(&self) -> usize {
+        self.malformed.load(Relaxed)
     }
 
     pub(crate) fn unrouted_total(&self) -> usize {
@@ -114,6 +127,8 @@ pub(crate) struct Worker {
     pub(crate) spare: RefCell<Spare>,
     pub(crate) pool: RefCell<Pool>,
     pub(crate) h2_pool: RefCell<H2Pool>,
+    /// Memory for bodies that are kept for another try.
+    pub(crate) replay: Rc<Share>,
     held: RefCell<Held>,
     peers: Vec<mpsc::UnboundedSender<Command>>,
     drain: watch::Sender<bool>,
@@ -249,6 +264,7 @@ pub(crate) fn start(shared: &Arc<Shared>, clock: Clock) -> std::io::Result<Start
                 spare: RefCell::default(),
                 pool: RefCell::default(),
                 h2_pool: RefCell::default(),
+                replay: Share::of(peers.len()),
                 held: RefCell::new(held),
                 peers,
                 drain: watch::Sender::new(false),

@@ -58,6 +58,7 @@ fn main() -> ExitCode {
 
 fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
     logging::start(&cli.log, quiet(&cli.command))?;
+    allow_open_files();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -71,6 +72,20 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Agent(options) => Box::pin(agent::execute(options)).await,
         }
     })
+}
+
+/// Raises the limit of open files to the most that this process may have: each
+/// connection takes one, and the usual first limit of 1,024 is soon reached.
+fn allow_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let most = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, most) {
+        tracing::warn!(%error, current = ?limit.current, "cannot raise the limit of open files");
+    }
 }
 
 /// Commands that say what they have to say themselves.

@@ -210,10 +210,8 @@ impl House {
             || async {
                 let object = self.object("resiliencepolicies", policy).await;
                 let status = object.map_err(|e| e.to_string())?["status"].clone();
-                let conditions = status["conditions"].as_array().into_iter().flatten();
-                let found = conditions
-                    .filter(|c| c["type"] == kind && c[field] == wanted)
-                    .next_back();
+                let mut conditions = status["conditions"].as_array().into_iter().flatten();
+                let found = conditions.find(|c| c["type"] == kind && c[field] == wanted);
                 found.cloned().ok_or_else(|| status.to_string())
             },
         )

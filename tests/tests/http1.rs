@@ -314,6 +314,27 @@ async fn an_answer_that_breaks_off_is_broken_off_for_the_caller_too() -> Result<
 }
 
 #[tokio::test]
+async fn a_body_that_ends_with_its_connection_does_not_look_whole_when_it_was_cut() -> Result<()> {
+    let answer = b"HTTP/1.1 200 OK\r\n\r\nthe beginning";
+    let house = House::payments(
+        &[scripted(answer, false).await?],
+        "  timeouts: {request: 500ms}",
+    )
+    .await?;
+    let mut io = TcpStream::connect(house.listener("payments").await).await?;
+    io.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await?;
+    let mut all = Vec::new();
+    let end = io.read_to_end(&mut all).await;
+    assert!(
+        end.is_err(),
+        "reset, not ended: {}",
+        String::from_utf8_lossy(&all)
+    );
+    house.shutdown().await;
+    Ok(())
+}
+
+#[tokio::test]
 async fn what_is_no_http_is_a_502_with_a_reason() -> Result<()> {
     let house = House::payments(
         &[scripted(b"220 mail.example ESMTP\r\n", true).await?],

@@ -264,6 +264,82 @@ async fn a_destination_that_refuses_a_stream_did_nothing_and_the_call_goes_elsew
     Ok(())
 }
 
+/// Sends its head at once, then a message for each that comes; the status is
+/// in the trailers.
+async fn chatting() -> Result<std::net::SocketAddr> {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    tokio::spawn(async move {
+        while let Ok((io, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let Ok(mut connection) = h2::server::handshake(io).await else {
+                    return;
+                };
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
+                    tokio::spawn(async move {
+                        let head =
+                            http::Response::builder().header("content-type", "application/grpc");
+                        let Ok(head) = head.body(()) else { return };
+                        let Ok(mut send) = respond.send_response(head, false) else {
+                            return;
+                        };
+                        let mut body = request.into_body();
+                        while let Some(Ok(message)) = body.data().await {
+                            let _ = body.flow_control().release_capacity(message.len());
+                            let _ = send.send_data(message, false);
+                        }
+                        let mut trailers = HeaderMap::new();
+                        trailers.insert("grpc-status", 0.into());
+                        let _ = send.send_trailers(trailers);
+                    });
+                }
+            });
+        }
+    });
+    Ok(address)
+}
+
+#[tokio::test]
+async fn a_conversation_begins_with_the_destinations_head_and_outlives_the_request_timeout()
+-> Result<()> {
+    // On an idempotent route too, where a head is held for a moment.
+    for routes in ["", "\n  routes: [{name: all, idempotent: true}]"] {
+        let spec = format!("  timeouts: {{request: 500ms}}\n  retries: {{}}{routes}");
+        let house = House::payments(&[chatting().await?], &spec).await?;
+        let io = tokio::net::TcpStream::connect(house.listener("payments").await).await?;
+        let (mut send, connection) = h2::client::handshake(io).await?;
+        tokio::spawn(connection);
+        let request = Request::post("http://payments.shop/shop.Payments/Chat")
+            .header("content-type", "application/grpc")
+            .body(())?;
+        let (response, mut words) = send.send_request(request, false)?;
+        let mut answers = tokio::time::timeout(Duration::from_secs(10), response)
+            .await??
+            .into_body();
+        for n in 0..4u8 {
+            words.send_data(Bytes::from(vec![0, 0, 0, 0, 1, n]), false)?;
+            let answer = tokio::time::timeout(Duration::from_secs(10), answers.data()).await?;
+            assert_eq!(
+                answer.transpose()?.as_deref(),
+                Some(&[0, 0, 0, 0, 1, n][..])
+            );
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        words.send_data(Bytes::new(), true)?;
+        assert!(answers.data().await.is_none());
+        let trailers = answers.trailers().await?;
+        assert_eq!(
+            trailers
+                .as_ref()
+                .and_then(|t| t.get("grpc-status"))
+                .map(|s| s.as_bytes()),
+            Some(&b"0"[..])
+        );
+        house.shutdown().await;
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn draining_sends_goaway_and_finishes_the_streams_under_way() -> Result<()> {
     let backend = Backend::with(|_| async {

@@ -5,6 +5,7 @@ use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::net::TcpStream;
 use weir_resilience::Time;
@@ -13,10 +14,11 @@ use weir_resilience::retry::Sent;
 use super::body::{BadBody, Framing};
 use super::head::{self, MAX_HEAD, RequestMeta, ResponseMeta};
 use super::poll_write_two;
-use crate::answer::{Answer, connect_reason};
+use crate::answer::Answer;
 use crate::buffer::Buffer;
 use crate::connection::Caller;
 use crate::pipeline::{End, Exchange, Limit, ResponseFacts, TryFailure, Verdict};
+use crate::replay::Reservation;
 use crate::timer::Timer;
 use crate::worker::KEEP_ALIVE;
 
@@ -30,6 +32,8 @@ pub(super) enum Outcome {
     Answer { answer: Answer, body_left: bool },
     /// Nothing more can be said.
     Close,
+    /// The caller must be able to tell that something is missing.
+    Reset,
 }
 
 /// The request's body on its way.
@@ -40,6 +44,8 @@ struct Upload {
     valid: usize,
     /// All of the body so far, for another try.
     kept: Vec<u8>,
+    /// The memory for it, out of the worker's share.
+    memory: Reservation,
     keep_limit: usize,
     /// The body was too large to keep, or may not be sent again.
     lost: bool,
@@ -106,6 +112,7 @@ pub(super) async fn run(
         framing: meta.body,
         valid: 0,
         kept: Vec::new(),
+        memory: Reservation::new(&caller.worker.replay),
         keep_limit: exchange.replay_limit(),
         lost: false,
     };
@@ -254,17 +261,13 @@ impl Run<'_> {
                 let buffer = worker.spare.borrow_mut().take();
                 return Ok(Upstream::new(io, endpoint, false, buffer));
             }
-            Ok(Err(error)) => Answer::ConnectFailed {
-                reason: connect_reason(&error),
-            },
-            Err(Interrupt::Passed) => Answer::ConnectTimeout {
+            Ok(Err(error)) => TryFailure::of_connect(&error),
+            Err(Interrupt::Passed) => TryFailure::Connect(Answer::ConnectTimeout {
                 after: timeout.unwrap_or_default(),
-            },
+            }),
             Err(interrupt) => return Err(self.interrupted(interrupt, Sent::Nothing).await),
         };
-        Err(self
-            .failed(TryFailure::Connect(failure), Sent::Nothing)
-            .await)
+        Err(self.failed(failure, Sent::Nothing).await)
     }
 
     async fn on_head(&mut self, response: ResponseMeta, mut upstream: Upstream) -> Step {
@@ -340,6 +343,8 @@ impl Run<'_> {
                 }
                 Outcome::Done { keep_alive: !close }
             }
+            // A body that ends with its connection would look whole.
+            End::Broken | End::TimedOut if response.body == Framing::UntilClose => Outcome::Reset,
             End::CallerGone | End::Broken | End::TimedOut => Outcome::Close,
         }
     }
@@ -401,7 +406,7 @@ impl Run<'_> {
     }
 
     /// The wait before another try.
-    async fn wait(&mut self, after: std::time::Duration) -> Step {
+    async fn wait(&mut self, after: Duration) -> Step {
         self.rewind();
         if after.is_zero() {
             return Step::Again;
@@ -528,9 +533,10 @@ impl Upload {
         if self.lost {
             return Ok(());
         }
-        if self.kept.len() + n > self.keep_limit {
+        if self.kept.len() + n > self.keep_limit || !self.memory.grow(n) {
             self.lost = true;
             self.kept = Vec::new();
+            self.memory.release();
         } else {
             self.kept.extend_from_slice(&fresh[..n]);
         }

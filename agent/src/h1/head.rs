@@ -332,41 +332,38 @@ fn hop_by_hop(name: &str) -> bool {
 }
 
 /// Fields named by `Connection`, which are of this hop too.
-struct Named<'a>([&'a str; 8]);
+struct Named<'a> {
+    headers: &'a [httparse::Header<'a>],
+    /// Whether `Connection` names any field; most messages have none.
+    any: bool,
+}
 
 impl<'a> Named<'a> {
-    fn of(headers: &[httparse::Header<'a>]) -> Named<'a> {
-        let mut named = [""; 8];
-        let mut places = named.iter_mut();
-        for header in headers
+    fn of(headers: &'a [httparse::Header<'a>]) -> Named<'a> {
+        let any = Named { headers, any: true }.all().next().is_some();
+        Named { headers, any }
+    }
+
+    /// The names; framing and routing are never anybody's to drop.
+    fn all(&self) -> impl Iterator<Item = &'a str> {
+        const NEEDED: [&str; 7] = [
+            "close",
+            "keep-alive",
+            "upgrade",
+            "te",
+            "host",
+            "content-length",
+            "transfer-encoding",
+        ];
+        self.headers
             .iter()
             .filter(|h| h.name.eq_ignore_ascii_case("connection"))
-        {
-            for token in tokens(header.value) {
-                // Framing and routing are never anybody's to drop.
-                let needed = [
-                    "close",
-                    "keep-alive",
-                    "upgrade",
-                    "te",
-                    "host",
-                    "content-length",
-                    "transfer-encoding",
-                ];
-                if needed.iter().all(|n| !token.eq_ignore_ascii_case(n))
-                    && let Some(place) = places.next()
-                {
-                    *place = token;
-                }
-            }
-        }
-        Named(named)
+            .flat_map(|h| tokens(h.value))
+            .filter(|token| NEEDED.iter().all(|n| !token.eq_ignore_ascii_case(n)))
     }
 
     fn contains(&self, name: &str) -> bool {
-        self.0
-            .iter()
-            .any(|n| !n.is_empty() && n.eq_ignore_ascii_case(name))
+        self.any && self.all().any(|named| named.eq_ignore_ascii_case(name))
     }
 }
 
@@ -538,6 +535,18 @@ mod tests {
             assert_eq!(meta.upgrade, upgrade, "{fields}");
             assert_eq!(out.contains("pgrade:"), upgrade, "{out}");
         }
+    }
+
+    #[test]
+    fn connection_names_as_many_fields_as_it_likes() {
+        let many: Vec<String> = (0..20).map(|n| format!("x-{n}")).collect();
+        let fields: String = many.iter().map(|n| format!("{n}: 1\r\n")).collect();
+        let request = format!(
+            "GET / HTTP/1.1\r\nHost: a\r\nConnection: {}\r\n{fields}\r\n",
+            many.join(", ")
+        );
+        let (out, _) = forwarded(&request).unwrap();
+        assert_eq!(out, "GET / HTTP/1.1\r\nHost: a\r\n\r\n");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use http::HeaderMap;
 
 use super::stream::grpc_status;
 use crate::pipeline::End;
+use crate::replay::Reservation;
 
 /// The caller reset its stream, or its connection ended.
 pub(super) struct Gone;
@@ -22,6 +23,8 @@ pub(super) struct Upload {
     /// All of the body so far, for another try.
     kept: Vec<Bytes>,
     kept_bytes: usize,
+    /// The memory for it, out of the worker's share.
+    memory: Reservation,
     keep_limit: usize,
     /// The body was too large to keep.
     pub(super) lost: bool,
@@ -35,13 +38,14 @@ pub(super) struct Upload {
 }
 
 impl Upload {
-    pub(super) fn new(from: RecvStream, keep_limit: usize) -> Upload {
+    pub(super) fn new(from: RecvStream, keep_limit: usize, memory: Reservation) -> Upload {
         let received = from.is_end_stream();
         Upload {
             from,
             pending: VecDeque::new(),
             kept: Vec::new(),
             kept_bytes: 0,
+            memory,
             keep_limit,
             lost: false,
             trailers: None,
@@ -152,9 +156,10 @@ impl Upload {
             return;
         }
         self.kept_bytes += chunk.len();
-        if self.kept_bytes > self.keep_limit {
+        if self.kept_bytes > self.keep_limit || !self.memory.grow(chunk.len()) {
             self.lost = true;
             self.kept = Vec::new();
+            self.memory.release();
         } else {
             self.kept.push(chunk.clone());
         }

@@ -22,11 +22,16 @@ use super::pool::Found;
 use crate::answer::Answer;
 use crate::metrics::Counter;
 use crate::pipeline::{End, Exchange, Limit, RequestFacts, ResponseFacts, TryFailure, Verdict};
+use crate::replay::Reservation;
 use crate::timer::Timer;
 use crate::worker::{Target, Worker};
 
 /// How long an endpoint may leave what it was sent unacknowledged.
 const GONE: Duration = Duration::from_secs(20);
+
+/// How long a gRPC answer's head is held for the trailers that may follow at
+/// once, where their status could still mean another try.
+const HOLD: Duration = Duration::from_millis(10);
 
 /// What ended a wait.
 enum Interrupt {
@@ -64,6 +69,8 @@ enum Came {
 struct Head {
     parts: http::response::Parts,
     body: RecvStream,
+    /// When it came.
+    since: Time,
     /// Read to see whether a gRPC status comes first.
     first: Option<Bytes>,
     trailers: Option<HeaderMap>,
@@ -88,7 +95,7 @@ pub(super) async fn serve(
         }
     };
     let keep_limit = exchange.replay_limit();
-    let upload = Upload::new(body, keep_limit);
+    let upload = Upload::new(body, keep_limit, Reservation::new(&worker.replay));
     let clock = worker.clock;
     let timer = Timer::new(clock);
     let mut run = Run {
@@ -96,6 +103,7 @@ pub(super) async fn serve(
         timer,
         exchange: &mut exchange,
         parts: &parts,
+        grpc,
         upload,
         respond: &mut respond,
     };
@@ -159,6 +167,7 @@ struct Run<'a> {
     timer: Timer,
     exchange: &'a mut Exchange,
     parts: &'a http::request::Parts,
+    grpc: bool,
     upload: Upload,
     respond: &'a mut SendResponse<Bytes>,
 }
@@ -301,9 +310,8 @@ impl Run<'_> {
                             telling.connected(send, driver);
                             self.exchange.on_connection(false);
                         }
-                        Ok(Err(reason)) => {
+                        Ok(Err(failure)) => {
                             drop(telling);
-                            let failure = TryFailure::Connect(Answer::ConnectFailed { reason });
                             return Err(self.failed(failure, Sent::Nothing).await);
                         }
                         Err(interrupt) => {
@@ -533,6 +541,7 @@ impl Run<'_> {
                     link.head = Some(Head {
                         parts,
                         body,
+                        since: now,
                         first: None,
                         trailers: None,
                         ended,
@@ -545,7 +554,8 @@ impl Run<'_> {
         if let Some(head) = &mut link.head {
             let open = is_grpc(&head.parts.headers)
                 && grpc_status(&head.parts.headers).is_none()
-                && !head.ended;
+                && !head.ended
+                && self.exchange.may_retry_answer(!self.upload.lost);
             let decided = if open {
                 head.poll_first(cx)
             } else {
@@ -563,8 +573,14 @@ impl Run<'_> {
             }
         }
         let idle = self.exchange.idle_timeout().map(|t| link.last_byte + t);
-        self.poll_interrupt(idle, now, cx)
-            .map(|interrupt| Err(Came::Interrupt(interrupt)))
+        // A caller may wait for the head before it says more.
+        let held = link.head.as_ref().map(|head| head.since + HOLD);
+        let until = [idle, held].into_iter().flatten().min();
+        let interrupt = std::task::ready!(self.poll_interrupt(until, now, cx));
+        Poll::Ready(match (interrupt, link.head.take()) {
+            (Interrupt::Passed, Some(head)) if until == held => Ok(head),
+            (interrupt, _) => Err(Came::Interrupt(interrupt)),
+        })
     }
 
     fn poll_forward(
@@ -584,6 +600,10 @@ impl Run<'_> {
         }
         if std::mem::take(&mut download.moved) {
             link.last_byte = now;
+            if self.grpc {
+                // A message has reached the caller: the answer came in time.
+                self.exchange.on_stream(now, self.worker.random());
+            }
         }
         if download.to.poll_reset(cx).is_ready() {
             return Poll::Ready(End::CallerGone);
@@ -652,20 +672,20 @@ impl Drop for Telling {
 }
 
 /// Makes a connection and its driver.
-async fn make(
-    endpoint: std::net::SocketAddr,
-) -> Result<(SendRequest<Bytes>, Driver), &'static str> {
+async fn make(endpoint: std::net::SocketAddr) -> Result<(SendRequest<Bytes>, Driver), TryFailure> {
     let io = TcpStream::connect(endpoint)
         .await
-        .map_err(|error| crate::answer::connect_reason(&error))?;
+        .map_err(|error| TryFailure::of_connect(&error))?;
     // Without it small frames would wait for acknowledgements.
     let _ = io.set_nodelay(true);
     // Data that nobody acknowledges means that the endpoint is gone; the kernel
     // alone would go on for a quarter of an hour, and every new stream with it.
     let _ = socket2::SockRef::from(&io).set_tcp_user_timeout(Some(GONE));
-    super::connect(io)
-        .await
-        .map_err(|_| "the endpoint does not speak HTTP/2")
+    super::connect(io).await.map_err(|_| {
+        TryFailure::Connect(Answer::ConnectFailed {
+            reason: "the endpoint does not speak HTTP/2",
+        })
+    })
 }
 
 fn refuse(respond: &mut SendResponse<Bytes>, answer: &Answer, grpc: bool, method: &http::Method) {
