@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 use crate::admin::{self, Admin};
 use crate::clock::Clock;
 use crate::configuration::{Configuration, Listening};
+use crate::connection;
 use crate::discovery::{self, Progress};
 use crate::registry::Registry;
 use crate::report::{Reporter, Transitions};
@@ -102,6 +103,8 @@ impl Agent {
     /// there.
     pub async fn start(config: Config) -> Result<Agent, StartError> {
         let clock = Clock::start();
+        let serve: worker::Serve =
+            |worker, id, io, target| Box::pin(connection::serve(worker, id, io, target));
         let channel = discovery::channel(&config.control_plane).map_err(|source| {
             StartError::ControlPlane {
                 address: config.control_plane.clone(),
@@ -122,7 +125,7 @@ impl Agent {
             commands,
             threads,
             stops,
-        } = worker::start(&shared, clock).map_err(StartError::Workers)?;
+        } = worker::start(&shared, clock, serve).map_err(StartError::Workers)?;
         let mut configuration =
             Configuration::new(clock, registry.clone(), shared.clone(), commands.clone());
         let mut enforcing = false;

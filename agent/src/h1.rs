@@ -9,7 +9,9 @@
 mod body;
 mod exchange;
 mod head;
+mod link;
 pub(crate) mod pool;
+mod upload;
 
 use std::future::poll_fn;
 use std::pin::Pin;

@@ -5,6 +5,7 @@
 //! has been passed on.
 
 mod body;
+mod headers;
 pub(crate) mod pool;
 mod rewind;
 mod stream;

@@ -31,6 +31,7 @@ mod report;
 mod snapshot;
 mod store;
 mod timer;
+mod wait;
 mod worker;
 
 pub use app::{Agent, Config, StartError};

@@ -14,6 +14,7 @@ use std::task::Waker;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use futures::future::LocalBoxFuture;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, LocalSet};
@@ -21,7 +22,6 @@ use weir_resilience::config::ServiceId;
 
 use crate::buffer::Spare;
 use crate::clock::Clock;
-use crate::connection;
 use crate::h1::pool::Pool;
 use crate::h2::pool::Pool as H2Pool;
 use crate::pipeline::Held;
@@ -119,8 +119,12 @@ impl Shared {
 #[repr(align(128))]
 pub(crate) struct Load(pub(crate) AtomicUsize);
 
+/// Serves one connection until it ends.
+pub(crate) type Serve = fn(Rc<Worker>, u64, TcpStream, Target) -> LocalBoxFuture<'static, ()>;
+
 /// One worker, as its connections see it.
 pub(crate) struct Worker {
+    serve: Serve,
     pub(crate) index: usize,
     pub(crate) clock: Clock,
     pub(crate) shared: Arc<Shared>,
@@ -206,7 +210,7 @@ impl Worker {
             // A caller's machine that is gone says nothing; the kernel asks.
             let _ = socket2::SockRef::from(&io).set_tcp_keepalive(&KEEP_ALIVE);
             if io.set_nodelay(true).is_ok() {
-                connection::serve(worker, id, io, target).await;
+                (worker.serve)(worker, id, io, target).await;
             }
             drop(guard);
         });
@@ -241,7 +245,7 @@ pub(crate) struct Started {
 }
 
 /// Starts the workers.
-pub(crate) fn start(shared: &Arc<Shared>, clock: Clock) -> std::io::Result<Started> {
+pub(crate) fn start(shared: &Arc<Shared>, clock: Clock, serve: Serve) -> std::io::Result<Started> {
     let (commands, receivers): (Vec<_>, Vec<_>) = shared
         .loads
         .iter()
@@ -260,6 +264,7 @@ pub(crate) fn start(shared: &Arc<Shared>, clock: Clock) -> std::io::Result<Start
             let worker = Rc::new(Worker {
                 index,
                 clock,
+                serve,
                 shared,
                 spare: RefCell::default(),
                 pool: RefCell::default(),

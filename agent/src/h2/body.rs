@@ -8,7 +8,7 @@ use bytes::Bytes;
 use h2::{RecvStream, SendStream};
 use http::HeaderMap;
 
-use super::stream::grpc_status;
+use super::headers::grpc_status;
 use crate::pipeline::End;
 use crate::replay::Reservation;
 

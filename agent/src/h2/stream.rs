@@ -13,17 +13,19 @@ use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, Request, Response};
 use tokio::net::TcpStream;
 use weir_resilience::Time;
-use weir_resilience::config::{Protocol, RequestView};
-use weir_resilience::retry::{Pushback, Sent};
+use weir_resilience::config::Protocol;
+use weir_resilience::retry::Sent;
 
 use super::Driver;
 use super::body::{Download, Gone, Upload};
+use super::headers::{View, grpc_status, is_grpc, pushback, retry_after, strip_hop_by_hop};
 use super::pool::Found;
 use crate::answer::Answer;
 use crate::metrics::Counter;
 use crate::pipeline::{End, Exchange, Limit, RequestFacts, ResponseFacts, TryFailure, Verdict};
 use crate::replay::Reservation;
 use crate::timer::Timer;
+use crate::wait::{Interrupt, poll_limits};
 use crate::worker::{Target, Worker};
 
 /// How long an endpoint may leave what it was sent unacknowledged.
@@ -32,14 +34,6 @@ const GONE: Duration = Duration::from_secs(20);
 /// How long a gRPC answer's head is held for the trailers that may follow at
 /// once, where their status could still mean another try.
 const HOLD: Duration = Duration::from_millis(10);
-
-/// What ended a wait.
-enum Interrupt {
-    Gone,
-    Expired(Limit),
-    /// The deadline that was given with the wait.
-    Passed,
-}
 
 /// What came of one try.
 enum Step {
@@ -499,28 +493,7 @@ impl Run<'_> {
         if self.respond.poll_reset(cx).is_ready() {
             return Poll::Ready(Interrupt::Gone);
         }
-        self.poll_limits(until, now, cx)
-    }
-
-    fn poll_limits(
-        &mut self,
-        until: Option<Time>,
-        now: Time,
-        cx: &mut Context<'_>,
-    ) -> Poll<Interrupt> {
-        let next = [self.exchange.deadline(), until]
-            .into_iter()
-            .flatten()
-            .min();
-        if self.timer.poll(next, now, cx).is_pending() {
-            return Poll::Pending;
-        }
-        let reached = next.unwrap_or(now).max(now);
-        Poll::Ready(
-            self.exchange
-                .expired(reached)
-                .map_or(Interrupt::Passed, Interrupt::Expired),
-        )
+        poll_limits(&mut self.timer, self.exchange, until, now, cx)
     }
 
     /// Ready with a response's head. For gRPC it waits for the first message
@@ -609,7 +582,7 @@ impl Run<'_> {
             return Poll::Ready(End::CallerGone);
         }
         let idle = self.exchange.idle_timeout().map(|t| link.last_byte + t);
-        self.poll_limits(idle, now, cx).map(|_| End::TimedOut)
+        poll_limits(&mut self.timer, self.exchange, idle, now, cx).map(|_| End::TimedOut)
     }
 }
 
@@ -712,62 +685,4 @@ fn reset_failure(error: &h2::Error) -> TryFailure {
         }
         _ => Answer::Terminated,
     })
-}
-
-/// Fields of one hop have no place in HTTP/2 (RFC 9113, section 8.2.2).
-fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    for name in [
-        "connection",
-        "keep-alive",
-        "proxy-connection",
-        "proxy-authorization",
-        "transfer-encoding",
-        "upgrade",
-    ] {
-        headers.remove(name);
-    }
-}
-
-fn is_grpc(headers: &HeaderMap) -> bool {
-    headers
-        .get(http::header::CONTENT_TYPE)
-        .is_some_and(|t| t.as_bytes().starts_with(b"application/grpc"))
-}
-
-fn number<T: std::str::FromStr>(headers: &HeaderMap, name: &str) -> Option<T> {
-    headers.get(name)?.to_str().ok()?.parse().ok()
-}
-
-pub(super) fn grpc_status(headers: &HeaderMap) -> Option<u8> {
-    number(headers, "grpc-status")
-}
-
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    number::<u32>(headers, "retry-after").map(|seconds| Duration::from_secs(seconds.into()))
-}
-
-fn pushback(headers: &HeaderMap) -> Option<Pushback> {
-    let value = headers.get("grpc-retry-pushback-ms")?;
-    // What cannot be read means "do not" (gRFC A6).
-    let millis = value.to_str().ok().and_then(|v| v.parse::<u32>().ok());
-    Some(millis.map_or(Pushback::Stop, |ms| {
-        Pushback::After(Duration::from_millis(ms.into()))
-    }))
-}
-
-/// A request's head for routes and partitions.
-struct View<'a>(&'a http::request::Parts);
-
-impl RequestView for View<'_> {
-    fn method(&self) -> &str {
-        self.0.method.as_str()
-    }
-
-    fn path(&self) -> &str {
-        self.0.uri.path()
-    }
-
-    fn header(&self, name: &str) -> Option<&[u8]> {
-        self.0.headers.get(name).map(http::HeaderValue::as_bytes)
-    }
 }
