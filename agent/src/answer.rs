@@ -211,24 +211,16 @@ impl Answer {
         if close {
             text.0.extend_from_slice(b"connection: close\r\n");
         }
+        let mut length = Count(0);
+        let _ = writeln!(length, "weir: {self}");
         let _ = write!(
             text,
-            "content-type: text/plain; charset=utf-8\r\ncontent-length:"
+            "content-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\n\r\n",
+            length.0
         );
-        // The length of the text is known only once it is written: leave room for it.
-        let room = text.0.len();
-        text.0.extend_from_slice(b"    \r\n\r\n");
-        let start = text.0.len();
-        let _ = writeln!(text, "weir: {self}");
-        let length = (text.0.len() - start).min(9999);
-        let mut rest = length;
-        let mut place = room + 4;
-        while rest > 0 && place > room {
-            place -= 1;
-            text.0[place] = b'0' + (rest % 10) as u8;
-            rest /= 10;
+        if body {
+            let _ = writeln!(text, "weir: {self}");
         }
-        text.0.truncate(if body { start + length } else { start });
     }
 
     /// The head of the HTTP/2 response; for gRPC a "trailers only" one.
@@ -390,6 +382,16 @@ fn percent_encode(text: &str) -> String {
     out
 }
 
+/// Counts what is written: the length has to be told before the text.
+struct Count(usize);
+
+impl fmt::Write for Count {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0 += text.len();
+        Ok(())
+    }
+}
+
 struct Writer<'a>(&'a mut Vec<u8>);
 
 impl fmt::Write for Writer<'_> {
@@ -439,7 +441,7 @@ mod tests {
              proxy-status: weir; error=destination_unavailable; details=\"circuit breaker payments open, retry in 3s\"\r\n\
              retry-after: 3\r\n\
              content-type: text/plain; charset=utf-8\r\n\
-             content-length:  49\r\n\r\n\
+             content-length: 49\r\n\r\n\
              weir: circuit breaker payments open, retry in 3s\n"
         );
     }

@@ -49,7 +49,7 @@ pub struct Config {
 pub enum StartError {
     /// The control plane's address cannot be read.
     #[error(
-        "the control plane's address {address:?} is no URL: {source}; write one like http://127.0.0.1:15010"
+        "the control plane's address {address:?} is no URL; write one like http://127.0.0.1:15010"
     )]
     ControlPlane {
         /// As it was given.
@@ -61,7 +61,7 @@ pub enum StartError {
     #[error("explicit proxy: {0}")]
     Proxy(String),
     /// The admin address cannot be listened on.
-    #[error("admin: cannot listen on {address}: {source}")]
+    #[error("admin: cannot listen on {address}")]
     Admin {
         /// As it was given.
         address: SocketAddr,
@@ -69,7 +69,7 @@ pub enum StartError {
         source: std::io::Error,
     },
     /// The state directory cannot be used.
-    #[error("state directory {path}: {source}")]
+    #[error("the state directory {path} cannot be used")]
     State {
         /// As it was given.
         path: PathBuf,

@@ -74,12 +74,16 @@ pub(crate) async fn run(
         .await;
         let was_synced = progress.borrow().synced;
         progress.send_modify(|p| p.synced = false);
-        if was_synced && !before {
+        let contested = ended.code() == tonic::Code::Aborted;
+        if was_synced && !before && !contested {
             attempt = 0;
             said = false;
         }
         // Said once per outage; the next line is the reconnection's.
-        if !said {
+        if contested && !said {
+            said = true;
+            tracing::error!(node, "{}", ended.message());
+        } else if !said {
             said = true;
             tracing::warn!(
                 reason = root_cause(&ended),
@@ -156,7 +160,7 @@ async fn follow(
 
 /// What is at the bottom of a status: "Connection refused (os error 111)"
 /// rather than the names of the layers above.
-fn root_cause(status: &tonic::Status) -> String {
+pub(crate) fn root_cause(status: &tonic::Status) -> String {
     let mut source = std::error::Error::source(status);
     let mut last = None;
     while let Some(error) = source {

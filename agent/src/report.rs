@@ -15,7 +15,7 @@ use weir_resilience::breaker;
 use weir_resilience::config::ServiceId;
 
 use crate::clock::Clock;
-use crate::discovery::reconnect_wait;
+use crate::discovery::{reconnect_wait, root_cause};
 use crate::snapshot::NamedBreaker;
 use crate::worker::Shared;
 
@@ -106,6 +106,7 @@ impl Reporter {
         let mut attempt = 0;
         let mut said = false;
         loop {
+            let mut heard_from = false;
             let (requests, outgoing) = mpsc::channel(4);
             let mut client = ReportingClient::new(channel.clone());
             let opening = client.report(ReceiverStream::new(outgoing));
@@ -129,8 +130,7 @@ impl Reporter {
                     },
                     heard = next(&mut responses) => match heard {
                         Ok(Some(response)) => {
-                            attempt = 0;
-                            said = false;
+                            heard_from = true;
                             untold.answered(response.sequence);
                         }
                         Ok(None) => break tonic::Status::unavailable("the control plane ended the stream"),
@@ -160,10 +160,19 @@ impl Reporter {
                 }
             };
             untold.lost();
+            // Against another agent of the same name waits grow, or the two
+            // would push each other out without end.
+            if heard_from && ended.code() != tonic::Code::Aborted {
+                attempt = 0;
+                said = false;
+            }
             // Said once per outage; nobody else would say that reports are refused.
             if !said {
                 said = true;
-                tracing::warn!(reason = %ended, "breakers cannot be reported; transitions are kept");
+                tracing::warn!(
+                    reason = root_cause(&ended),
+                    "breakers cannot be reported; transitions are kept"
+                );
             }
             self.wait(&mut untold, &mut look, reconnect_wait(attempt))
                 .await;

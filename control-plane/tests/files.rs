@@ -270,3 +270,36 @@ async fn an_override_needs_no_agent_to_be_judged() {
     until(&control_plane, Collection::CircuitBreakers, expired).await;
     timeout(PATIENCE, control_plane.shutdown()).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_pipe_is_refused_at_once_and_does_not_hang() {
+    let directory = Directory::new();
+    let pipe = directory.path().join("pipe.yaml");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.unwrap().success());
+    let started = timeout(PATIENCE, ControlPlane::start(Config::new(vec![pipe])));
+    let refused = started.await.unwrap().err().unwrap();
+    let said = refused.to_string();
+    assert!(said.contains("neither a file nor a directory"), "{said}");
+    // In a directory it is passed over.
+    directory.write("shop.yaml", &shop("2s"));
+    let control_plane = start(&directory).await;
+    until_policy(&control_plane, "a", |object| request_is(object, "2s")).await;
+}
+
+#[tokio::test]
+async fn a_directory_that_is_gone_takes_nothing_with_it_and_is_missed() {
+    let above = Directory::new();
+    let (here, away) = (above.path().join("here"), above.path().join("away"));
+    std::fs::create_dir(&here).unwrap();
+    std::fs::write(here.join("shop.yaml"), shop("2s")).unwrap();
+    let config = Config::new(vec![here.clone()]);
+    let control_plane = ControlPlane::start(config).await.unwrap();
+    until_policy(&control_plane, "a", |object| request_is(object, "2s")).await;
+    std::fs::rename(&here, &away).unwrap();
+    until_event(&control_plane, |event| event.message.contains("is gone")).await;
+    until_policy(&control_plane, "a", |object| request_is(object, "2s")).await;
+    std::fs::write(away.join("shop.yaml"), shop("3s")).unwrap();
+    std::fs::rename(&away, &here).unwrap();
+    until_policy(&control_plane, "a", |object| request_is(object, "3s")).await;
+}

@@ -10,6 +10,8 @@ use weir_proto::v1alpha1::{BreakerReason, BreakerState};
 
 /// Breakers that one node may report.
 pub(super) const MAX_BREAKERS: usize = 4_096;
+/// Transitions that are taken from one report; agents keep no more themselves.
+const MAX_TRANSITIONS: usize = 4_096;
 /// Nodes whose reports are kept.
 const MAX_NODES: usize = 10_000;
 /// Reports of a node that went away count for this long.
@@ -70,6 +72,30 @@ struct Reports {
     /// by then is gone.
     named: Option<Vec<BreakerId>>,
     breakers: HashMap<BreakerId, Word>,
+    /// Epoch and time of the last transition of each of them: agents tell one
+    /// again when they do not know whether it was heard.
+    told: HashMap<BreakerId, (u64, i64)>,
+}
+
+impl Reports {
+    /// Whether a transition was not told before. Of breakers that the node does
+    /// not report there are none.
+    fn is_news(&mut self, transition: &proto::BreakerTransition) -> bool {
+        let Some(id) = breaker_id(transition.id.as_ref()) else {
+            return false;
+        };
+        if !self.breakers.contains_key(&id) {
+            return false;
+        }
+        let now = (transition.epoch, transition.at_unix_ms);
+        let last = self.told.entry(id).or_insert((0, i64::MIN));
+        // Epochs begin anew with the agent, and then the time tells.
+        if now.0 <= last.0 && now.1 <= last.1 {
+            return false;
+        }
+        *last = now;
+        true
+    }
 }
 
 /// Reports by node. One lock: a report is taken in within microseconds, at most
@@ -97,15 +123,18 @@ impl Breakers {
         true
     }
 
-    /// Takes a report in. False: a newer stream reports for this node.
-    pub(super) fn take(&self, node: &str, stream: u64, request: &proto::ReportRequest) -> bool {
+    /// Takes a report in, and gives the transitions that were not told before.
+    /// `None`: a newer stream reports for this node.
+    pub(super) fn take<'r>(
+        &self,
+        node: &str,
+        stream: u64,
+        request: &'r proto::ReportRequest,
+    ) -> Option<Vec<&'r proto::BreakerTransition>> {
         let mut nodes = self.nodes();
-        let Some(reports) = nodes
+        let reports = nodes
             .get_mut(node)
-            .filter(|reports| reports.stream == stream)
-        else {
-            return false;
-        };
+            .filter(|reports| reports.stream == stream)?;
         for report in &request.breakers {
             let Some(id) = breaker_id(report.id.as_ref()) else {
                 continue;
@@ -120,6 +149,8 @@ impl Breakers {
             }
             reports.breakers.insert(id, word(report));
         }
+        let news = request.transitions.iter().take(MAX_TRANSITIONS);
+        let news = news.filter(|t| reports.is_news(t)).collect();
         for id in &request.removed {
             if let Some(id) = breaker_id(Some(id)) {
                 reports.breakers.remove(&id);
@@ -131,7 +162,9 @@ impl Breakers {
             let named: std::collections::HashSet<_> = named.into_iter().collect();
             reports.breakers.retain(|id, _| named.contains(id));
         }
-        true
+        let Reports { breakers, told, .. } = reports;
+        told.retain(|id, _| breakers.contains_key(id));
+        Some(news)
     }
 
     /// The stream ended.
@@ -299,14 +332,18 @@ mod tests {
             ("c", BreakerState::HalfOpen, 5, 0, 0),
         ] {
             assert!(breakers.begin(node, 1));
-            assert!(breakers.take(
-                node,
-                1,
-                &request(
-                    vec![report("payments", state, since, percent, requests)],
-                    true
-                )
-            ));
+            assert!(
+                breakers
+                    .take(
+                        node,
+                        1,
+                        &request(
+                            vec![report("payments", state, since, percent, requests)],
+                            true
+                        )
+                    )
+                    .is_some()
+            );
         }
         let all = breakers.aggregate(&id()).unwrap();
         assert_eq!(
@@ -368,11 +405,15 @@ mod tests {
         let breakers = Breakers::default();
         breakers.begin("a", 1);
         breakers.begin("a", 2);
-        assert!(!breakers.take(
-            "a",
-            1,
-            &request(vec![report("payments", BreakerState::Open, 1, 0, 0)], false)
-        ));
+        assert!(
+            breakers
+                .take(
+                    "a",
+                    1,
+                    &request(vec![report("payments", BreakerState::Open, 1, 0, 0)], false)
+                )
+                .is_none()
+        );
         assert!(breakers.aggregate(&id()).is_none());
     }
 
@@ -402,5 +443,33 @@ mod tests {
         assert!(breakers.aggregate(&id()).is_some());
         assert_eq!(breakers.forget(now + STALE_AFTER), (true, None));
         assert!(breakers.aggregate(&id()).is_none());
+    }
+
+    #[test]
+    fn a_transition_that_is_told_again_is_no_news_and_neither_is_one_of_an_unknown_breaker() {
+        let transition = |key: &str, epoch, at| proto::BreakerTransition {
+            id: Some(proto::BreakerId {
+                namespace: "shop".into(),
+                service: "payments".into(),
+                key: key.into(),
+            }),
+            epoch,
+            at_unix_ms: at,
+            ..Default::default()
+        };
+        let breakers = Breakers::default();
+        assert!(breakers.begin("a", 1));
+        let mut first = request(
+            vec![report("payments", BreakerState::Open, 0, 100, 20)],
+            true,
+        );
+        first.transitions = vec![transition("payments", 1, 10), transition("odd", 1, 10)];
+        let told = |request: &proto::ReportRequest| breakers.take("a", 1, request).map(|n| n.len());
+        assert_eq!(told(&first), Some(1));
+        assert_eq!(told(&first), Some(0), "it was told before");
+        first.transitions = vec![transition("payments", 1, 10), transition("payments", 2, 20)];
+        assert_eq!(told(&first), Some(1));
+        first.transitions = vec![transition("payments", 1, 30)];
+        assert_eq!(told(&first), Some(1), "the agent began anew");
     }
 }

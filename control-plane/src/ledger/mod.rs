@@ -19,6 +19,13 @@ use crate::push::{Holding, ResourceId, Taken};
 mod breakers;
 mod report;
 
+/// Why a stream ends when another one speaks for its node.
+pub(crate) fn contested(node: &str) -> String {
+    format!(
+        "a newer stream speaks for node {node}; if another agent has that name, give each its own with --node"
+    )
+}
+
 #[cfg(test)]
 pub(crate) use breakers::Word;
 pub(crate) use breakers::{Aggregate, BreakerId};

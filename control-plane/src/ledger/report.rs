@@ -13,6 +13,7 @@ use weir_proto::v1alpha1::reporting_server::Reporting;
 
 use super::Ledger;
 use super::breakers::{bounded, breaker_id};
+use super::contested;
 use crate::events::{Event, Events, Severity};
 use crate::metrics::Metrics;
 use crate::stop::stopped;
@@ -115,14 +116,11 @@ impl Reporter {
                     speaker.node
                 )));
             }
-            if !self
-                .ledger
-                .breakers
-                .take(&speaker.node, speaker.stream, &request)
-            {
-                return Err(Status::aborted("a newer stream reports for this node"));
-            }
-            for transition in &request.transitions {
+            let breakers = &self.ledger.breakers;
+            let Some(news) = breakers.take(&speaker.node, speaker.stream, &request) else {
+                return Err(Status::aborted(contested(&speaker.node)));
+            };
+            for transition in news {
                 self.transition(&speaker.node, transition);
             }
             self.ledger.changed.notify_one();

@@ -15,7 +15,7 @@ use weir_proto::v1alpha1::discovery_server::Discovery;
 use super::session::{Answer, MAX_HELD, Refusal, Session};
 use super::{Catalog, ResourceId};
 use crate::events::{Event, Events, Severity};
-use crate::ledger::{Ledger, Presence};
+use crate::ledger::{Ledger, Presence, contested};
 use crate::metrics::Metrics;
 use crate::stop::stopped;
 
@@ -180,7 +180,7 @@ impl Pusher {
                     return Err(Status::unavailable("the control plane is stopping: reconnect"));
                 }
                 () = presence.superseded() => {
-                    return Err(Status::aborted("a newer stream speaks for this node"));
+                    return Err(Status::aborted(contested(presence.node())));
                 }
                 request = requests.message() => match request?.map(|request| request.message) {
                     None => return Ok(()),

@@ -278,8 +278,13 @@ fn programmed(outcome: &PolicyOutcome, rollout: &Rollout) -> (ConditionStatus, R
         );
         return bad(Reason::UnsupportedSection, message);
     }
+    let version = if stays {
+        "the version before the last edit, which is refused (see condition Accepted), is "
+    } else {
+        ""
+    };
     let message = format!(
-        "enforced by {} of {} agents",
+        "{version}enforced by {} of {} agents",
         agents.programmed, agents.expected
     );
     (ConditionStatus::True, Reason::Programmed, message)

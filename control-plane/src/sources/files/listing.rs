@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata};
 use std::io::Read as _;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::MAX_FILES;
@@ -33,7 +33,10 @@ pub(super) struct Listing {
 /// Lists the files at `paths`: of a directory those named `*.yaml` and `*.yml`
 /// that are not hidden, through symbolic links (Kubernetes mounts a ConfigMap
 /// as links into a hidden directory that is replaced whole).
-pub(super) fn list(paths: &[PathBuf]) -> Listing {
+///
+/// A directory that is gone takes nothing with it: it was moved or unmounted
+/// more likely than meant. A single file that is gone is meant.
+pub(super) fn list(paths: &[PathBuf], directories: &[PathBuf]) -> Listing {
     let mut listing = Listing::default();
     for path in paths {
         match fs::metadata(path) {
@@ -44,7 +47,12 @@ pub(super) fn list(paths: &[PathBuf]) -> Listing {
                     .unknown
                     .insert(path.clone(), "is neither a file nor a directory".to_owned()),
             ),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                if directories.contains(path) {
+                    let gone = "is gone: put it back; what was in it stays in force";
+                    listing.unknown.insert(path.clone(), gone.to_owned());
+                }
+            }
             Err(error) => drop(listing.unknown.insert(path.clone(), error.to_string())),
         }
     }
@@ -116,11 +124,27 @@ impl Listing {
     }
 }
 
+/// Opens a file to be read; a pipe or a device, which could be waited on for
+/// ever, is refused.
+pub(super) fn open(path: &Path) -> std::io::Result<File> {
+    /// As on every Linux that Weir runs on.
+    const O_NONBLOCK: i32 = 0o4000;
+    let file = File::options()
+        .read(true)
+        .custom_flags(O_NONBLOCK)
+        .open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(std::io::Error::other(
+            "it is neither a file nor a directory: give one of them",
+        ));
+    }
+    Ok(file)
+}
+
 /// The text of a file, or what is wrong with it.
 pub(super) fn read(path: &Path) -> Result<String, Finding> {
     let mut bytes = Vec::new();
-    let read =
-        File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes));
+    let read = open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes));
     if let Err(error) = read {
         return Err(whole_file(format!(
             "cannot be read: {error}: make it readable for the user that runs weir"

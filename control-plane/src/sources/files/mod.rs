@@ -47,6 +47,8 @@ pub struct OpenError {
 /// The manifests at some paths.
 pub struct Files {
     paths: Vec<PathBuf>,
+    /// Those of them that were directories in the beginning.
+    directories: Vec<PathBuf>,
     merged: Merged,
 }
 
@@ -64,12 +66,16 @@ impl Files {
     /// # Errors
     /// Where a path does not exist or may not be read.
     pub fn open(paths: Vec<PathBuf>) -> Result<Files, OpenError> {
+        let mut directories = Vec::new();
         for path in &paths {
-            let readable = if path.is_dir() {
-                std::fs::read_dir(path).map(drop)
-            } else {
-                std::fs::File::open(path).map(drop)
-            };
+            let readable = std::fs::metadata(path).and_then(|found| {
+                if found.is_dir() {
+                    directories.push(path.clone());
+                    std::fs::read_dir(path).map(drop)
+                } else {
+                    listing::open(path).map(drop)
+                }
+            });
             readable.map_err(|error| OpenError {
                 path: path.clone(),
                 error,
@@ -77,13 +83,14 @@ impl Files {
         }
         Ok(Files {
             paths,
+            directories,
             merged: Merged::default(),
         })
     }
 
     /// Reads what changed since the last look. Blocks on the disk.
     pub fn look(&mut self, now: Instant, wall: jiff::Timestamp) -> Look {
-        let listing = listing::list(&self.paths);
+        let listing = listing::list(&self.paths, &self.directories);
         self.merged.take(&listing, now, wall)
     }
 
