@@ -135,7 +135,7 @@ pub(super) fn open(path: &Path) -> std::io::Result<File> {
         .open(path)?;
     if !file.metadata()?.is_file() {
         return Err(std::io::Error::other(
-            "it is neither a file nor a directory: give one of them",
+            "it is neither a file nor a directory",
         ));
     }
     Ok(file)
