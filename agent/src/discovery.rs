@@ -63,7 +63,6 @@ pub(crate) async fn run(
     let mut attempt = 0;
     let mut said = false;
     loop {
-        let before = progress.borrow().synced;
         let ended = follow(
             channel.clone(),
             &node,
@@ -75,7 +74,7 @@ pub(crate) async fn run(
         let was_synced = progress.borrow().synced;
         progress.send_modify(|p| p.synced = false);
         let contested = ended.code() == tonic::Code::Aborted;
-        if was_synced && !before && !contested {
+        if was_synced && !contested {
             attempt = 0;
             said = false;
         }

@@ -176,6 +176,23 @@ fn a_refused_resource_is_kept_back_until_it_changes() {
 }
 
 #[test]
+fn a_resource_is_encoded_once_however_many_agents_get_it() {
+    let now = Instant::now();
+    let all = catalog([service("a", 1), endpoints("a", "10.0.0.1:80")]);
+    let bodies = || {
+        let response = Session::new(&[], SECOND).next(&all, now).unwrap();
+        let bodies = response
+            .resources
+            .iter()
+            .map(|resource| resource.body.as_ptr());
+        bodies.collect::<Vec<_>>()
+    };
+    let first = bodies();
+    assert_eq!(first.len(), 2);
+    assert_eq!(first, bodies(), "both agents get the same bytes in memory");
+}
+
+#[test]
 fn endpoints_go_at_once_first_and_then_once_a_second_while_policies_go_at_once() {
     let now = Instant::now();
     let mut session = synced(
