@@ -131,7 +131,7 @@ struct State {
     seen: Mutex<Vec<Seen>>,
 }
 
-/// Requests that are remembered.
+/// Requests that are remembered; a test with more of them counts in its handler.
 const REMEMBERED: usize = 10_000;
 
 impl Backend {
@@ -220,12 +220,22 @@ impl Backend {
     }
 
     /// What came, in order.
+    ///
+    /// # Panics
+    /// When more came than are remembered: what is missing would look as if it
+    /// had never come.
     pub fn seen(&self) -> Vec<Seen> {
-        self.state
+        let seen = self
+            .state
             .seen
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+            .clone();
+        assert!(
+            seen.len() < REMEMBERED,
+            "more than {REMEMBERED} requests came: count them in the handler"
+        );
+        seen
     }
 
     /// Stops listening and drops every connection.

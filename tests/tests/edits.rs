@@ -66,12 +66,22 @@ impl Traffic {
     }
 }
 
-/// `/steady` is always well, everything else fails.
-async fn backend() -> Backend {
-    Backend::with(
-        |seen| async move { Reply::status(if seen.target == "/steady" { 200 } else { 500 }) },
-    )
-    .await
+/// `/steady` is always well, everything else fails, and is counted.
+async fn backend() -> (Backend, Arc<AtomicU64>) {
+    let failed = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&failed);
+    let backend = Backend::with(move |seen| {
+        let count = Arc::clone(&count);
+        async move {
+            if seen.target == "/steady" {
+                return Reply::status(200);
+            }
+            count.fetch_add(1, SeqCst);
+            Reply::status(500)
+        }
+    })
+    .await;
+    (backend, failed)
 }
 
 /// Extra tries per request say which policy is in force.
@@ -81,21 +91,14 @@ fn attempts(n: u32) -> String {
     )
 }
 
-async fn tries_per_request(house: &House, backend: &Backend, expected: u64) -> Instant {
+async fn tries_per_request(house: &House, failed: &AtomicU64, expected: u64) -> Instant {
     let payments = house.listener("payments").await;
     eventually(&format!("{expected} tries a request"), || async {
-        let failing = || {
-            backend
-                .seen()
-                .iter()
-                .filter(|s| s.target == "/failing")
-                .count() as u64
-        };
-        let before = failing();
+        let before = failed.load(SeqCst);
         call::get(payments, "/failing")
             .await
             .map_err(|e| e.to_string())?;
-        let made = failing() - before;
+        let made = failed.load(SeqCst) - before;
         if made == expected {
             Ok(Instant::now())
         } else {
@@ -107,15 +110,15 @@ async fn tries_per_request(house: &House, backend: &Backend, expected: u64) -> I
 
 #[tokio::test]
 async fn an_edit_is_enforced_at_once_and_no_request_is_lost() -> Result<()> {
-    let backend = backend().await;
+    let (backend, failed) = backend().await;
     let house = House::payments(&[backend.address()], &attempts(0)).await?;
     let payments = house.listener("payments").await;
     let traffic = Traffic::to(payments);
-    tries_per_request(&house, &backend, 1).await;
+    tries_per_request(&house, &failed, 1).await;
     for n in [1, 3, 0, 2] {
         let edited = Instant::now();
         house.manifests.policy("payments", &attempts(n))?;
-        let enforced = tries_per_request(&house, &backend, u64::from(n) + 1).await;
+        let enforced = tries_per_request(&house, &failed, u64::from(n) + 1).await;
         println!(
             "attempts: {n} enforced {:?} after the edit",
             enforced - edited
@@ -134,10 +137,10 @@ async fn an_edit_is_enforced_at_once_and_no_request_is_lost() -> Result<()> {
 #[tokio::test]
 async fn a_broken_edit_keeps_the_last_good_policy_and_says_file_line_and_what_to_write()
 -> Result<()> {
-    let backend = backend().await;
+    let (backend, failed) = backend().await;
     let house = House::payments(&[backend.address()], &attempts(2)).await?;
     let traffic = Traffic::to(house.listener("payments").await);
-    tries_per_request(&house, &backend, 3).await;
+    tries_per_request(&house, &failed, 3).await;
     let broken = [
         ("attempts: 2", "attempts: many", "attempts"),
         ("attempts: 2", "attempts: 200", "10"),
@@ -172,7 +175,7 @@ async fn a_broken_edit_keeps_the_last_good_policy_and_says_file_line_and_what_to
         })
         .await;
         assert!(said.contains(&format!("{file}:")), "with a line: {said}");
-        tries_per_request(&house, &backend, 3).await;
+        tries_per_request(&house, &failed, 3).await;
         house.manifests.write("policy-payments.yaml", &good)?;
         eventually("the mended policy to be accepted", || async {
             let object = house
@@ -189,7 +192,7 @@ async fn a_broken_edit_keeps_the_last_good_policy_and_says_file_line_and_what_to
         .await;
     }
     house.manifests.policy("payments", &attempts(1))?;
-    tries_per_request(&house, &backend, 2).await;
+    tries_per_request(&house, &failed, 2).await;
     traffic.end().await?;
     house.shutdown().await;
     Ok(())
@@ -197,7 +200,7 @@ async fn a_broken_edit_keeps_the_last_good_policy_and_says_file_line_and_what_to
 
 #[tokio::test]
 async fn half_written_files_are_survived() -> Result<()> {
-    let backend = backend().await;
+    let (backend, failed) = backend().await;
     let house = House::payments(&[backend.address()], &attempts(2)).await?;
     let traffic = Traffic::to(house.listener("payments").await);
     let text = weir_tests::policy("payments", &attempts(2));
@@ -205,12 +208,12 @@ async fn half_written_files_are_survived() -> Result<()> {
     // An editor that truncates and writes in place, cut at any byte.
     for cut in (0..text.len()).step_by(23) {
         std::fs::write(&path, &text[..cut])?;
-        tries_per_request(&house, &backend, 3).await;
+        tries_per_request(&house, &failed, 3).await;
     }
     // One that removes and creates.
     std::fs::remove_file(&path)?;
     std::fs::write(&path, weir_tests::policy("payments", &attempts(1)))?;
-    tries_per_request(&house, &backend, 2).await;
+    tries_per_request(&house, &failed, 2).await;
     traffic.end().await?;
     house.shutdown().await;
     Ok(())
@@ -218,7 +221,7 @@ async fn half_written_files_are_survived() -> Result<()> {
 
 #[tokio::test]
 async fn a_breakers_state_survives_a_change_of_its_policy() -> Result<()> {
-    let backend = backend().await;
+    let (backend, _) = backend().await;
     let spec = |percent: u32| {
         format!(
             "  circuitBreaker: {{minimumRequests: 3, failurePercent: {percent}, open: {{duration: 60s}}}}"
@@ -242,7 +245,7 @@ async fn a_breakers_state_survives_a_change_of_its_policy() -> Result<()> {
 
 #[tokio::test]
 async fn a_removed_service_is_gone_and_comes_back() -> Result<()> {
-    let backend = backend().await;
+    let (backend, _) = backend().await;
     let house = House::payments(&[backend.address()], &attempts(0)).await?;
     let payments = house.listener("payments").await;
     assert_eq!(call::get(payments, "/steady").await?.status, 200);
