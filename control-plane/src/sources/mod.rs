@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::Value;
 use weir_crds::v1alpha1::{CircuitBreakerObject, ResiliencePolicy};
@@ -46,8 +46,14 @@ pub struct Refused {
     pub problem: Arc<str>,
 }
 
+/// Labels of an object.
+pub type Labels = BTreeMap<String, String>;
+
+/// The namespace that Weir itself is in, unless it is told otherwise.
+pub const OWN_NAMESPACE: &str = "weir-system";
+
 /// Everything that a source holds at one moment.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Objects {
     /// The policies.
     pub policies: BTreeMap<Key, Sourced<Arc<ResiliencePolicy>>>,
@@ -57,12 +63,39 @@ pub struct Objects {
     pub services: BTreeMap<Key, Sourced<Arc<Service>>>,
     /// Where their requests go.
     pub slices: BTreeMap<Key, Sourced<Arc<EndpointSlice>>>,
+    /// The namespaces that are known, with their labels.
+    pub namespaces: BTreeMap<String, Arc<Labels>>,
+    /// The namespace that Weir itself is in: policies for the whole mesh are
+    /// written there.
+    pub own_namespace: String,
     /// Objects that cannot be used at all.
     pub refused: BTreeMap<ObjectId, Refused>,
     /// Some manifest cannot be read, so that there may be more objects than these.
     pub partial: bool,
     /// Findings in all files, for people: "shop.yaml:14:3: …".
     pub problems: Vec<String>,
+}
+
+impl Default for Objects {
+    /// Nothing at all, and Weir in [`OWN_NAMESPACE`].
+    fn default() -> Objects {
+        Objects {
+            policies: BTreeMap::new(),
+            breakers: BTreeMap::new(),
+            services: BTreeMap::new(),
+            slices: BTreeMap::new(),
+            namespaces: BTreeMap::new(),
+            own_namespace: OWN_NAMESPACE.to_owned(),
+            refused: BTreeMap::new(),
+            partial: false,
+            problems: Vec::new(),
+        }
+    }
+}
+
+/// The labels of a namespace.
+pub(crate) fn labels_of(namespace: &Namespace) -> Arc<Labels> {
+    Arc::new(namespace.metadata.labels.clone().unwrap_or_default())
 }
 
 impl Objects {
@@ -81,6 +114,9 @@ impl Objects {
             }
             Typed::EndpointSlice(slice) => {
                 self.slices.insert(key, about.with(Arc::clone(slice)));
+            }
+            Typed::Namespace(labels) => {
+                self.namespaces.insert(key.1, Arc::clone(labels));
             }
         }
     }

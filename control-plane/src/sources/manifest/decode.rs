@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -14,6 +14,7 @@ use weir_crds::v1alpha1::{CircuitBreakerObject, ResiliencePolicy};
 use super::load::dns_name;
 use super::{Finding, Kind, Manifest};
 use crate::model::{LISTEN, listen_address, refusals};
+use crate::sources::{Labels, labels_of};
 
 /// An object of one of the kinds that are read; cheap to clone.
 #[derive(Clone, Debug)]
@@ -26,6 +27,8 @@ pub enum Typed {
     Service(Arc<Service>),
     /// Where a service's requests go.
     EndpointSlice(Arc<EndpointSlice>),
+    /// A namespace's labels.
+    Namespace(Arc<Labels>),
 }
 
 /// Makes a typed object of a manifest.
@@ -59,6 +62,10 @@ pub fn decode(manifest: &Manifest) -> Result<Typed, Vec<Finding>> {
                 check_slice(manifest, &slice),
                 Typed::EndpointSlice(Arc::new(slice)),
             )
+        }
+        Kind::Namespace => {
+            let namespace: Namespace = theirs(manifest)?;
+            Ok(Typed::Namespace(labels_of(&namespace)))
         }
     }
 }

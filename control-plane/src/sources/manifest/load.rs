@@ -239,10 +239,17 @@ impl Document {
                 "an object in a file needs a name: write `metadata: {name: …}`",
             );
         };
-        if let Err(message) = dns_name(&name, known != Kind::Service) {
+        if let Err(message) = dns_name(&name, !matches!(known, Kind::Service | Kind::Namespace)) {
             return wrong("metadata.name", &format!("name {name:?}: {message}"));
         }
         let namespace = match &value["metadata"]["namespace"] {
+            Value::Null if known == Kind::Namespace => String::new(),
+            _ if known == Kind::Namespace => {
+                return wrong(
+                    "metadata.namespace",
+                    "a Namespace is in no namespace: remove this field",
+                );
+            }
             Value::Null => DEFAULT_NAMESPACE.to_owned(),
             Value::String(namespace) => match dns_name(namespace, false) {
                 Ok(()) => namespace.clone(),
@@ -255,7 +262,9 @@ impl Document {
             },
             _ => return wrong("metadata.namespace", "a namespace is a word: quote it"),
         };
-        value["metadata"]["namespace"] = namespace.clone().into();
+        if !namespace.is_empty() {
+            value["metadata"]["namespace"] = namespace.clone().into();
+        }
         Ok(Taken::Object(Box::new(Manifest {
             id: ObjectId {
                 kind: known,

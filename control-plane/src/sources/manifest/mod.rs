@@ -44,6 +44,8 @@ pub enum Kind {
     Service,
     /// `discovery.k8s.io/v1` EndpointSlice.
     EndpointSlice,
+    /// `v1` Namespace; only its labels are read.
+    Namespace,
 }
 
 impl Kind {
@@ -54,6 +56,7 @@ impl Kind {
             Kind::CircuitBreaker => "CircuitBreaker",
             Kind::Service => "Service",
             Kind::EndpointSlice => "EndpointSlice",
+            Kind::Namespace => "Namespace",
         }
     }
 
@@ -61,7 +64,7 @@ impl Kind {
     pub fn api_version(self) -> &'static str {
         match self {
             Kind::ResiliencePolicy | Kind::CircuitBreaker => "weir.dev/v1alpha1",
-            Kind::Service => "v1",
+            Kind::Service | Kind::Namespace => "v1",
             Kind::EndpointSlice => "discovery.k8s.io/v1",
         }
     }
@@ -72,6 +75,7 @@ impl Kind {
             Kind::CircuitBreaker,
             Kind::Service,
             Kind::EndpointSlice,
+            Kind::Namespace,
         ]
         .into_iter()
         .find(|known| known.as_str() == kind)
@@ -83,7 +87,7 @@ impl Kind {
 pub struct ObjectId {
     /// Its kind.
     pub kind: Kind,
-    /// Its namespace.
+    /// Its namespace; empty for a Namespace.
     pub namespace: String,
     /// Its name.
     pub name: String,
@@ -91,7 +95,11 @@ pub struct ObjectId {
 
 impl fmt::Display for ObjectId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}/{}", self.kind.as_str(), self.namespace, self.name)
+        let kind = self.kind.as_str();
+        match self.kind {
+            Kind::Namespace => write!(f, "{kind} {}", self.name),
+            _ => write!(f, "{kind} {}/{}", self.namespace, self.name),
+        }
     }
 }
 
@@ -131,7 +139,8 @@ impl fmt::Display for Finding {
 pub struct Manifest {
     /// Which object.
     pub id: ObjectId,
-    /// All that was written, with `metadata.namespace` filled in.
+    /// All that was written, with `metadata.namespace` filled in where there is
+    /// one.
     pub value: Value,
     positions: Arc<Positions>,
     /// Path of the object within its document: `items[3]` in a List.

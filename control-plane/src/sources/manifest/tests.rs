@@ -118,3 +118,16 @@ fn an_object_without_a_name_or_kind_says_so() {
     assert!(messages("apiVersion: v1\n")[0].contains("which kind"));
     assert!(messages("- 1\n")[0].contains("not an object of Kubernetes"));
 }
+
+#[test]
+fn a_namespace_is_in_no_namespace() {
+    let namespace = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {a: b}}\n";
+    let loaded = load(namespace);
+    assert_eq!(loaded.manifests[0].id.to_string(), "Namespace shop");
+    let Ok(Typed::Namespace(labels)) = decode(&loaded.manifests[0]) else {
+        panic!("not a namespace");
+    };
+    assert_eq!(labels.get("a").map(String::as_str), Some("b"));
+    let within = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, namespace: shop}\n";
+    assert!(messages(within)[0].contains("remove this field"));
+}
