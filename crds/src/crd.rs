@@ -1,5 +1,6 @@
 //! The two CustomResourceDefinitions, made from the Rust types.
 
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use kube::CustomResourceExt;
@@ -20,6 +21,20 @@ pub enum Kind {
 pub const GROUP: &str = "weir.dev";
 /// `apiVersion` of all kinds.
 pub const API_VERSION: &str = "weir.dev/v1alpha1";
+
+/// Which schema this is: it grows by one with each released change of what the
+/// API server accepts, keeps or prints. Rewording changes nothing.
+///
+/// A schema only ever gains, so a program works with definitions of its own
+/// revision and of any later one; with older ones the API server would drop
+/// fields without a word.
+pub const SCHEMA_REVISION: u32 = 1;
+/// The annotation of a CustomResourceDefinition that holds its
+/// [`SCHEMA_REVISION`], in decimal; read by [`schema_revision`].
+pub const SCHEMA_REVISION_ANNOTATION: &str = "weir.dev/schema-revision";
+/// What brings a cluster's definitions up to date, from a checkout.
+pub const INSTALL_COMMAND: &str =
+    "helm upgrade --install weir-crds charts/weir-crds --namespace weir-system --create-namespace";
 
 impl Kind {
     /// All of them.
@@ -73,10 +88,19 @@ impl std::fmt::Display for Kind {
     }
 }
 
+/// The revision of a definition with these annotations; 0 where they name none,
+/// which is older than all.
+pub fn schema_revision(annotations: &BTreeMap<String, String>) -> u32 {
+    let named = annotations.get(SCHEMA_REVISION_ANNOTATION);
+    named.and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
 /// What the derives leave to be done.
 #[allow(clippy::needless_pass_by_value, reason = "the caller is done with it")]
 fn finished(crd: impl serde::Serialize) -> Value {
     let mut crd = json!(crd);
+    crd["metadata"]["annotations"] =
+        json!({SCHEMA_REVISION_ANNOTATION: SCHEMA_REVISION.to_string()});
     if let Some(schema) = crd.pointer_mut("/spec/versions/0/schema/openAPIV3Schema") {
         tidy(schema);
         // Weir creates CircuitBreakers and leaves `spec` to people: an object

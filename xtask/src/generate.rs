@@ -9,7 +9,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 
 /// Where generated files stand: each directory holds them under this extension, and nothing else under it.
-const PLACES: &[(&str, &str)] = &[("proto/src/gen", "rs"), ("crds", "yaml")];
+const PLACES: &[(&str, &str)] = &[("proto/src/gen", "rs"), ("crds", "yaml"), (CHART, "yaml")];
+
+/// The chart that brings the CustomResourceDefinitions.
+const CHART: &str = "charts/weir-crds/templates";
 
 const MEND: &str = "cargo xtask generate";
 
@@ -40,16 +43,27 @@ fn proto(root: &Path, to: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The CustomResourceDefinitions of `weir-crds`, into `crds`.
+/// The CustomResourceDefinitions of `weir-crds`, into `crds` and, as templates, into the chart.
 fn crds(to: &Path) -> anyhow::Result<()> {
-    let out = to.join("crds");
-    fs::create_dir_all(&out)?;
+    let (plain, chart) = (to.join("crds"), to.join(CHART));
+    fs::create_dir_all(&plain)?;
+    fs::create_dir_all(&chart)?;
     for kind in weir_crds::Kind::ALL {
-        let yaml = serde_yaml::to_string(kind.crd())?;
-        let text = format!("# Generated from crds/src by `{MEND}`.\n{yaml}");
-        fs::write(out.join(kind.file_name()), text)?;
+        let headed = |yaml: String| format!("# Generated from crds/src by `{MEND}`.\n{yaml}");
+        let mut crd = kind.crd().clone();
+        let text = headed(serde_yaml::to_string(&crd)?);
+        fs::write(plain.join(kind.file_name()), text)?;
+        // With a definition all objects of its kind go: uninstalling must not take what people wrote.
+        crd["metadata"]["annotations"]["helm.sh/resource-policy"] = "keep".into();
+        let text = headed(serde_yaml::to_string(&crd)?);
+        fs::write(chart.join(kind.file_name()), template(&text))?;
     }
     Ok(())
+}
+
+/// A template that Helm renders to this text.
+fn template(text: &str) -> String {
+    text.replace("{{", "{{ `{{` }}")
 }
 
 /// Brings the checkout's generated files up to date; files that are, are not touched.
@@ -182,6 +196,11 @@ mod tests {
             .iter()
             .map(|(name, content)| (name.into(), content.as_bytes().to_vec()))
             .collect()
+    }
+
+    #[test]
+    fn what_helm_would_take_for_its_own_is_quoted() {
+        assert_eq!(template("a: {b: {{c}}}"), "a: {b: {{ `{{` }}c}}}");
     }
 
     #[test]
