@@ -1,7 +1,7 @@
 //! What Weir's tests across crates share: a whole Weir in a temporary
 //! directory ([`House`]), destinations that do what a test tells them
-//! ([`Backend`]), callers ([`call`]), and the programs of others
-//! ([`programs`]).
+//! ([`Backend`]), callers ([`call`]), the programs of others
+//! ([`programs`]), and a real Kubernetes API server ([`kubernetes`]).
 //!
 //! A test writes manifests as a person would and looks at what callers get and
 //! at what the control plane shows. It waits for conditions, each with a bound,
@@ -12,6 +12,7 @@
 pub mod backend;
 pub mod call;
 mod house;
+pub mod kubernetes;
 pub mod programs;
 mod wait;
 
