@@ -226,7 +226,10 @@ pub(crate) fn encode(compiled: &Compiled, before: &Catalog, partial: bool) -> Ca
                     &outcome.config,
                     outcome.requires.clone(),
                 ))),
-                Some(Arc::new(Encoded::new(&outcome.endpoints, Vec::new()))),
+                outcome
+                    .endpoints
+                    .as_ref()
+                    .map(|endpoints| Arc::new(Encoded::new(endpoints, Vec::new()))),
             ],
         };
         for (id, fresh) in ids.into_iter().zip(encoded) {

@@ -71,6 +71,9 @@ impl std::fmt::Display for ServiceId {
 pub struct Service {
     /// Which service.
     pub id: ServiceId,
+    /// The namespace whose calls alone this is for: only what acts at these
+    /// callers' side is in it. `None`: for all callers.
+    pub consumer: Option<String>,
     /// Its ports, each number once.
     pub ports: Vec<Port>,
 }

@@ -257,9 +257,13 @@ fn severity(state: BreakerState) -> u8 {
 pub(super) fn breaker_id(id: Option<&proto::BreakerId>) -> Option<BreakerId> {
     let id = id?;
     let named = !id.namespace.is_empty() && !id.key.is_empty();
-    (named && id.namespace.len() <= MAX_TEXT && id.key.len() <= MAX_TEXT).then(|| BreakerId {
-        namespace: id.namespace.clone(),
-        key: id.key.clone(),
+    (named && id.namespace.len() <= MAX_TEXT && id.key.len() <= MAX_TEXT).then(|| {
+        // A consumer's is in its own namespace.
+        let (namespace, key) = id.key.split_once('/').unwrap_or((&id.namespace, &id.key));
+        BreakerId {
+            namespace: namespace.to_owned(),
+            key: key.to_owned(),
+        }
     })
 }
 

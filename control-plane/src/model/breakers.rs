@@ -18,6 +18,8 @@ const LONGEST: SignedDuration = SignedDuration::from_hours(24);
 pub(crate) struct BreakerPlan {
     /// The policy that its section came from.
     pub(crate) policy: Key,
+    /// The service that it is about.
+    pub(crate) service: Key,
     /// Service, port and route, as far as it is about them: `payments:http/refunds`.
     pub(crate) about: String,
     /// Whether it only decides and counts.

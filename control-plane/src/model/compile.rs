@@ -8,16 +8,19 @@ use weir_crds::v1alpha1::{ResiliencePolicySpec, Route, Section, Sections};
 use weir_proto::v1alpha1 as proto;
 use weir_resilience::config::Problem;
 
+use super::attachments::{Attachments, Place};
 use super::breakers::{BreakerPlan, word};
 use super::merge::{Layer, Merged, Policy, Rank, Winner, merge};
+use super::mesh::covers;
 use super::service::{PortPlan, ServicePlan, endpoints};
-use super::targets::Attachments;
-use super::{Compiled, ServiceOutcome, sections};
+use super::{Compiled, ServiceOutcome, consumer_key, sections};
 use crate::ledger::BreakerId;
 use crate::sources::{Key, Objects};
 
 /// Adds `service` to what is compiled, if a policy is about it or it asks for a
-/// listener: a listener must not close because a policy is removed.
+/// listener: a listener must not close because a policy is removed. What holds
+/// for the callers of one namespace alone is a resource of its own, so that
+/// only those get it who need it, and nobody's policy can spoil another's.
 pub(super) fn service(
     key: &Key,
     plan: &ServicePlan,
@@ -27,56 +30,85 @@ pub(super) fn service(
     now: Timestamp,
     compiled: &mut Compiled,
 ) {
-    let mut work = Work {
-        key,
-        objects,
-        now,
-        requires: BTreeSet::new(),
-        compiled,
+    let in_mesh = covers(objects, key);
+    let place = |port: &'_ PortPlan, consumer| {
+        attachments.layers(Place {
+            namespace: Some(&key.0),
+            service: Some(key),
+            port: Some(&port.name),
+            consumer,
+            in_mesh,
+        })
     };
-    let mut needed = false;
-    let mut ports = Vec::new();
-    for port in &plan.ports {
-        let layers = attachments.layers(&key.0, Some(key), Some(&port.name));
-        needed |= port.listen.is_some()
-            || layers
+    let said = |layers: &[(Rank, Option<&Layer<'_>>)]| {
+        layers
+            .iter()
+            .any(|(_, layer)| layer.is_some_and(|layer| !layer.is_empty()))
+    };
+    let consumers: Vec<&str> = attachments
+        .consumers(key)
+        .filter(|consumer| {
+            plan.ports
                 .iter()
-                .any(|(_, layer)| layer.is_some_and(|layer| !layer.policies().is_empty()));
-        ports.push(work.port(port, &merge(&layers)));
-    }
+                .any(|port| said(&place(port, Some(consumer))))
+        })
+        .collect();
+    let needed = !consumers.is_empty()
+        || plan
+            .ports
+            .iter()
+            .any(|port| port.listen.is_some() || said(&place(port, None)));
     if !needed {
         return;
     }
-    let requires = work
-        .requires
-        .iter()
-        .map(|feature| (*feature).to_owned())
-        .collect();
-    let config = proto::ServiceConfig {
-        namespace: key.0.clone(),
-        name: key.1.clone(),
-        ports,
-    };
-    let endpoints = endpoints(key, plan, slices);
-    let refused = refusal(&config, &endpoints);
-    compiled.services.insert(
-        key.clone(),
-        ServiceOutcome {
+    for consumer in std::iter::once(None).chain(consumers.into_iter().map(Some)) {
+        let mut work = Work {
+            key,
+            consumer,
+            objects,
+            now,
+            requires: BTreeSet::new(),
+            compiled,
+        };
+        let ports = plan
+            .ports
+            .iter()
+            .map(|port| work.port(port, &merge(&place(port, consumer))))
+            .collect();
+        let requires = work
+            .requires
+            .iter()
+            .map(|feature| (*feature).to_owned())
+            .collect();
+        let config = proto::ServiceConfig {
+            namespace: key.0.clone(),
+            name: key.1.clone(),
+            ports,
+            consumer: consumer.unwrap_or_default().to_owned(),
+        };
+        let endpoints = consumer.is_none().then(|| endpoints(key, plan, slices));
+        let refused = refusal(&config, endpoints.as_ref());
+        let outcome = ServiceOutcome {
             config,
             endpoints,
             requires,
             refused,
-        },
-    );
+        };
+        let key = match consumer {
+            None => key.clone(),
+            Some(consumer) => consumer_key(key, consumer),
+        };
+        compiled.services.insert(key, outcome);
+    }
 }
 
 /// What the agents' decoder says against it.
-fn refusal(config: &proto::ServiceConfig, endpoints: &proto::Endpoints) -> Option<String> {
+fn refusal(config: &proto::ServiceConfig, endpoints: Option<&proto::Endpoints>) -> Option<String> {
     let config = weir_resilience::config::service(config)
         .err()
         .unwrap_or_default();
-    let endpoints = weir_resilience::config::endpoints(endpoints)
-        .err()
+    let endpoints = endpoints
+        .and_then(|endpoints| weir_resilience::config::endpoints(endpoints).err())
         .unwrap_or_default();
     let problems: Vec<String> = config
         .iter()
@@ -108,6 +140,7 @@ pub(crate) fn refusals(spec: &ResiliencePolicySpec) -> Vec<Problem> {
     };
     let mut work = Work {
         key: &key,
+        consumer: None,
         objects: &Objects::default(),
         now: Timestamp::UNIX_EPOCH,
         requires: BTreeSet::new(),
@@ -118,6 +151,7 @@ pub(crate) fn refusals(spec: &ResiliencePolicySpec) -> Vec<Problem> {
         namespace: key.0.clone(),
         name: key.1.clone(),
         ports,
+        consumer: String::new(),
     };
     let problems = weir_resilience::config::service(&config)
         .err()
@@ -152,6 +186,9 @@ fn path_in_spec(path: &str) -> String {
 
 struct Work<'a> {
     key: &'a Key,
+    /// The callers' namespace, where this is for them alone: only what acts at
+    /// the caller's side is written then.
+    consumer: Option<&'a str>,
     objects: &'a Objects,
     now: Timestamp,
     requires: BTreeSet<&'static str>,
@@ -163,6 +200,8 @@ struct Origin<'a> {
     policy: Policy<'a>,
     sections: &'a Sections,
     scope: Scope<'a>,
+    /// It comes from a policy of the callers' namespace.
+    consumers: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -174,6 +213,9 @@ enum Scope<'a> {
 
 impl Work<'_> {
     fn port(&mut self, port: &PortPlan, merged: &Merged<'_>) -> proto::Port {
+        if self.consumer.is_some() {
+            self.requires.insert("consumerPolicies");
+        }
         let routes = merged.routes.map_or_else(Vec::new, |winner| {
             winner
                 .policy
@@ -189,6 +231,7 @@ impl Work<'_> {
             protocol: port.protocol.into(),
             listen: port
                 .listen
+                .filter(|_| self.consumer.is_none())
                 .map(|address| address.to_string())
                 .unwrap_or_default(),
             policy: Some(self.policy(|section| inherited(port, merged, section))),
@@ -204,16 +247,15 @@ impl Work<'_> {
         route: &Route,
     ) -> proto::Route {
         let origin = |section| {
-            let overridden = merged
-                .sections
-                .get(&section)
-                .is_some_and(|winner| winner.rank == Rank::Overrides);
-            if route.sections.has(section) && !overridden {
-                let scope = Scope::Route(port, &route.name);
+            let settled = merged
+                .winner(section)
+                .is_some_and(|winner| winner.rank.is_before_routes(owner.rank));
+            if route.sections.has(section) && !settled {
                 return Some(Origin {
                     policy: owner.policy,
                     sections: &route.sections,
-                    scope,
+                    scope: Scope::Route(port, &route.name),
+                    consumers: owner.rank.is_consumer(),
                 });
             }
             inherited(port, merged, section)
@@ -239,7 +281,7 @@ impl Work<'_> {
         }
         if let Some(origin) = origin(Section::Retries) {
             let shadow = origin.policy.is_shadow(Section::Retries);
-            let key = self.scope(origin.scope);
+            let key = self.key_of(&origin);
             policy.retries = origin
                 .sections
                 .retries
@@ -253,16 +295,22 @@ impl Work<'_> {
         }
         if let Some(origin) = origin(Section::Bulkheads) {
             let shadow = origin.policy.is_shadow(Section::Bulkheads);
-            let scope = self.scope(origin.scope);
+            let key = self.key_of(&origin);
             let given = origin.sections.bulkheads.as_deref().unwrap_or_default();
-            policy.bulkheads = sections::bulkheads(given, &scope, shadow);
+            policy.bulkheads = sections::bulkheads(given, &key, shadow);
+            if self.consumer.is_some() {
+                let at_caller = i32::from(proto::BulkheadSide::Caller);
+                policy.bulkheads.retain(|bulkhead| bulkhead.at == at_caller);
+            }
             if !policy.bulkheads.is_empty() {
                 self.requires.insert("bulkheads");
             }
         }
-        if let Some(origin) = origin(Section::LoadShedding) {
+        if self.consumer.is_none()
+            && let Some(origin) = origin(Section::LoadShedding)
+        {
             let shadow = origin.policy.is_shadow(Section::LoadShedding);
-            let key = self.scope(origin.scope);
+            let key = self.key_of(&origin);
             let given = origin.sections.load_shedding.as_ref();
             policy.load_shedding =
                 given.and_then(|given| sections::load_shedding(given, key, shadow));
@@ -276,26 +324,28 @@ impl Work<'_> {
     /// Also notes the breaker, for its CircuitBreaker object.
     fn breaker(&mut self, origin: &Origin<'_>) -> Option<proto::CircuitBreaker> {
         let shadow = origin.policy.is_shadow(Section::CircuitBreaker);
-        let id = BreakerId {
-            namespace: self.key.0.clone(),
-            key: self.scope(origin.scope),
-        };
+        let id = self.name(origin);
         let mut breaker = sections::breaker(
             origin.sections.circuit_breaker.as_ref()?,
-            id.key.clone(),
+            self.key_of(origin),
             shadow,
         );
         let word = word(self.objects, &id, self.now);
         breaker.r#override = word.forced;
         breaker.reset = word.reset;
         self.compiled.until = self.compiled.until.into_iter().chain(word.until).min();
+        let service = match origin.consumers {
+            false => self.key.1.clone(),
+            true => format!("{}/{}", self.key.0, self.key.1),
+        };
         let about = match origin.scope {
-            Scope::Service => self.key.1.clone(),
-            Scope::Port(port) => format!("{}:{}", self.key.1, port.label()),
-            Scope::Route(port, route) => format!("{}:{}/{route}", self.key.1, port.label()),
+            Scope::Service => service,
+            Scope::Port(port) => format!("{service}:{}", port.label()),
+            Scope::Route(port, route) => format!("{service}:{}/{route}", port.label()),
         };
         let plan = BreakerPlan {
             policy: origin.policy.key.clone(),
+            service: self.key.clone(),
             about,
             shadow,
             forced: word.verdict,
@@ -304,28 +354,54 @@ impl Work<'_> {
         Some(breaker)
     }
 
-    /// `payments`, `payments.http` or `payments.http.refunds`: none of the parts
-    /// can hold a dot, so none is mistaken for another.
-    fn scope(&self, scope: Scope<'_>) -> String {
-        let service = &self.key.1;
-        match scope {
-            Scope::Service => service.clone(),
+    /// What the section's state is named by among all that agents keep for the
+    /// service: see [`Work::name`].
+    fn key_of(&self, origin: &Origin<'_>) -> String {
+        let id = self.name(origin);
+        match origin.consumers {
+            false => id.key,
+            true => format!("{}/{}", id.namespace, id.key),
+        }
+    }
+
+    /// `payments`, `payments.http` or `payments.http.refunds` in the Service's
+    /// namespace; a consumer's is in its own, as `calls.to.shop.payments.http`.
+    /// None of the parts can hold a dot, and the first have up to three parts, the
+    /// others four or more, so that none is mistaken for another.
+    fn name(&self, origin: &Origin<'_>) -> BreakerId {
+        let (namespace, service) = self.key;
+        let (within, service) = match self.consumer.filter(|_| origin.consumers) {
+            None => (namespace.as_str(), service.clone()),
+            Some(consumer) => (consumer, format!("calls.to.{namespace}.{service}")),
+        };
+        let key = match origin.scope {
+            Scope::Service => service,
             Scope::Port(port) => format!("{service}.{}", port.label()),
             Scope::Route(port, route) => format!("{service}.{}.{route}", port.label()),
+        };
+        BreakerId {
+            namespace: within.to_owned(),
+            key,
         }
     }
 }
 
 /// The section that a port's requests have without a route.
 fn inherited<'a>(port: &'a PortPlan, merged: &Merged<'a>, section: Section) -> Option<Origin<'a>> {
-    let winner = merged.sections.get(&section)?;
+    let winner = merged.given(section)?;
     let scope = match winner.rank {
-        Rank::Port => Scope::Port(port),
-        Rank::Overrides | Rank::Service | Rank::Namespace => Scope::Service,
+        Rank::ConsumerPort | Rank::Port => Scope::Port(port),
+        Rank::MeshOverrides
+        | Rank::Overrides
+        | Rank::Consumer
+        | Rank::Service
+        | Rank::Namespace
+        | Rank::Mesh => Scope::Service,
     };
     Some(Origin {
         policy: winner.policy,
         sections: &winner.policy.spec.sections,
         scope,
+        consumers: winner.rank.is_consumer(),
     })
 }

@@ -38,17 +38,51 @@ impl Policy<'_> {
     }
 }
 
-/// How near a policy is to the requests; the first wins.
+/// How near a policy is to the requests; the first wins. Overrides go from the
+/// widest to the narrowest, everything else the other way round (GEP-713).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Rank {
+    /// For the Mesh, with strategy Overrides.
+    MeshOverrides,
     /// For the Namespace, with strategy Overrides.
     Overrides,
+    /// A consumer's, for the Service's port.
+    ConsumerPort,
+    /// A consumer's, for the Service.
+    Consumer,
     /// For the Service's port.
     Port,
     /// For the Service.
     Service,
     /// For the Namespace.
     Namespace,
+    /// For the Mesh.
+    Mesh,
+}
+
+impl Rank {
+    /// Written in the callers' namespace and for their calls alone.
+    pub(super) fn is_consumer(self) -> bool {
+        matches!(self, Rank::ConsumerPort | Rank::Consumer)
+    }
+
+    /// Whether what it says goes before the sections in `routes`, which go before
+    /// everything else of their own side.
+    pub(super) fn is_before_routes(self, routes: Rank) -> bool {
+        match self {
+            Rank::MeshOverrides | Rank::Overrides => true,
+            rank => rank.is_consumer() && !routes.is_consumer(),
+        }
+    }
+}
+
+/// Whether a section acts at the destination. A consumer has no say in these:
+/// they protect the destination from its callers.
+pub(super) fn acts_at_destination(section: Section) -> bool {
+    matches!(
+        section,
+        Section::LoadShedding | Section::RateLimit | Section::Idempotency
+    )
 }
 
 /// What is won or lost as one.
@@ -86,18 +120,21 @@ impl<'a> Layer<'a> {
         if self.0.iter().any(|other| other.key == policy.key) {
             return;
         }
-        self.0.push(policy);
-        self.0.sort_by_key(|policy| {
+        let order = |policy: &Policy<'a>| {
             (
                 policy.created.is_none(),
                 policy.created.map(|time| time.0),
-                policy.key.clone(),
+                policy.key,
             )
-        });
+        };
+        let place = self
+            .0
+            .partition_point(|other| order(other) < order(&policy));
+        self.0.insert(place, policy);
     }
 
-    pub(super) fn policies(&self) -> &[Policy<'a>] {
-        &self.0
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     fn first(&self, item: Item) -> Option<Policy<'a>> {
@@ -130,31 +167,51 @@ pub(super) struct Winner<'a> {
 /// What holds for one port.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Merged<'a> {
-    pub(super) sections: BTreeMap<Section, Winner<'a>>,
+    /// Whose word on each section counts, be it that there is none.
+    winners: BTreeMap<Section, Winner<'a>>,
     pub(super) routes: Option<Winner<'a>>,
+}
+
+impl<'a> Merged<'a> {
+    /// Whose word on `section` counts; it may be that it is disabled.
+    pub(super) fn winner(&self, section: Section) -> Option<Winner<'a>> {
+        self.winners.get(&section).copied()
+    }
+
+    /// Where `section` comes from, if it is in force.
+    pub(super) fn given(&self, section: Section) -> Option<Winner<'a>> {
+        self.winner(section)
+            .filter(|winner| winner.policy.spec.sections.has(section))
+    }
+
+    /// The sections in force.
+    pub(super) fn sections(&self) -> impl Iterator<Item = (Section, Winner<'a>)> + '_ {
+        Section::ALL
+            .into_iter()
+            .filter_map(|section| Some((section, self.given(section)?)))
+    }
 }
 
 /// Merges `layers`, the nearest first.
 pub(super) fn merge<'a>(layers: &[(Rank, Option<&Layer<'a>>)]) -> Merged<'a> {
     let nearest = |item: Item| {
-        layers.iter().find_map(|(rank, layer)| {
-            Some(Winner {
-                policy: layer.as_ref()?.first(item)?,
-                rank: *rank,
+        layers
+            .iter()
+            .filter(|(rank, _)| !(rank.is_consumer() && is_destinations(item)))
+            .find_map(|(rank, layer)| {
+                Some(Winner {
+                    policy: layer.as_ref()?.first(item)?,
+                    rank: *rank,
+                })
             })
-        })
     };
-    let given = |section: Section| {
-        let winner = nearest(Item::Section(section))?;
-        winner
-            .policy
-            .spec
-            .sections
-            .has(section)
-            .then_some((section, winner))
-    };
+    let winner = |section: Section| Some((section, nearest(Item::Section(section))?));
     Merged {
-        sections: Section::ALL.into_iter().filter_map(given).collect(),
+        winners: Section::ALL.into_iter().filter_map(winner).collect(),
         routes: nearest(Item::Routes),
     }
+}
+
+fn is_destinations(item: Item) -> bool {
+    matches!(item, Item::Section(section) if acts_at_destination(section))
 }

@@ -1,8 +1,8 @@
 //! From objects to what agents enforce: a pure function, without I/O or a
 //! clock.
 //!
-//! [`compile`] finds each policy's targets ([`targets`]), merges policies per
-//! port and section ([`merge`]), writes each service's configuration
+//! [`compile`] finds each policy's targets ([`targets`], [`mesh`]), files policies
+//! by them ([`attachments`]), merges these per port and section ([`merge`]), writes each service's configuration
 //! ([`compile`](mod@compile), [`sections`], [`service`]), reads it back with
 //! the agents' own decoder, and says of every policy and breaker what became
 //! of it.
@@ -10,15 +10,18 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use weir_crds::v1alpha1::{EffectiveSection, Mode, Reason, TargetRef};
+use weir_crds::v1alpha1::{EffectiveSection, Reason, TargetRef};
 use weir_proto::v1alpha1 as proto;
 
 use crate::ledger::BreakerId;
 use crate::sources::{Key, Objects};
 
+mod attachments;
 mod breakers;
 mod compile;
 mod merge;
+mod mesh;
+mod outcome;
 mod sections;
 mod service;
 mod targets;
@@ -27,12 +30,9 @@ mod unsupported;
 pub(crate) use breakers::BreakerPlan;
 pub(crate) use compile::refusals;
 
-use merge::{Layer, Policy, merge};
-use service::ServicePlan;
+use attachments::Attachments;
+use merge::Policy;
 pub(crate) use service::{LISTEN, listen_address};
-use targets::{Attachments, Target};
-
-const NOT_LOOKED_FOR: &str = "not looked for: see condition Accepted";
 
 /// What holds of something, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,17 +89,17 @@ pub(crate) struct PolicyOutcome {
     pub(crate) targets: Vec<TargetOutcome>,
     /// What of it agents cannot enforce yet.
     pub(crate) unsupported: Vec<String>,
-    /// The services that it takes part in.
+    /// Those of [`Compiled::services`] that it takes part in.
     pub(crate) services: Vec<Key>,
 }
 
-/// What agents get for one service.
+/// What agents get for one service, or for one namespace's calls to it.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ServiceOutcome {
     /// What is enforced.
     pub(crate) config: proto::ServiceConfig,
-    /// Where its requests go.
-    pub(crate) endpoints: proto::Endpoints,
+    /// Where its requests go; `None` where the service's own resource says it.
+    pub(crate) endpoints: Option<proto::Endpoints>,
     /// What an agent must be able to do.
     pub(crate) requires: Vec<String>,
     /// What the decoder of the agents says against it; it is not sent then.
@@ -109,7 +109,8 @@ pub(crate) struct ServiceOutcome {
 /// Everything that follows from the objects.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Compiled {
-    /// Services that agents must know.
+    /// Services that agents must know. What holds for the calls of one namespace
+    /// alone stands beside it, under the name `service@namespace`.
     pub(crate) services: BTreeMap<Key, ServiceOutcome>,
     /// Every policy that can be read.
     pub(crate) policies: BTreeMap<Key, PolicyOutcome>,
@@ -141,7 +142,7 @@ pub(crate) fn compile(objects: &Objects, now: Timestamp) -> Compiled {
         compile::service(key, plan, slices, &attachments, objects, now, &mut compiled);
     }
     for key in objects.policies.keys() {
-        let outcome = outcome(objects, key, &plans, &attachments, &compiled);
+        let outcome = outcome::outcome(objects, key, &plans, &attachments, &compiled);
         compiled.policies.insert(key.clone(), outcome);
     }
     for key in objects.breakers.keys() {
@@ -174,7 +175,7 @@ fn attach(objects: &Objects) -> Attachments<'_> {
         .filter_map(|key| policy(objects, key))
     {
         for reference in &policy.spec.target_refs {
-            if let Ok(target) = targets::serve(policy, reference) {
+            if let Ok(target) = targets::serve(policy, reference, objects) {
                 attachments.attach(target, policy);
             }
         }
@@ -182,200 +183,10 @@ fn attach(objects: &Objects) -> Attachments<'_> {
     attachments
 }
 
-fn outcome(
-    objects: &Objects,
-    key: &Key,
-    plans: &BTreeMap<Key, ServicePlan>,
-    attachments: &Attachments<'_>,
-    compiled: &Compiled,
-) -> PolicyOutcome {
-    let source = objects.policies.get(key);
-    let mut outcome = PolicyOutcome {
-        accepted: Verdict::good(Reason::Accepted, "the policy is valid"),
-        resolved: Verdict::good(Reason::ResolvedRefs, "all targets exist"),
-        ineffective: None,
-        targets: Vec::new(),
-        unsupported: Vec::new(),
-        services: Vec::new(),
-    };
-    let Some(policy) = policy(objects, key) else {
-        return outcome;
-    };
-    outcome.unsupported = unsupported::unsupported(policy.spec);
-    for reference in &policy.spec.target_refs {
-        let target = target_outcome(
-            policy,
-            reference,
-            objects,
-            plans,
-            attachments,
-            &mut outcome.services,
-        );
-        outcome.targets.push(target);
-    }
-    outcome.services.sort();
-    outcome.services.dedup();
-    let first_bad = |of: fn(&TargetOutcome) -> &Verdict| {
-        outcome.targets.iter().map(of).find(|verdict| !verdict.good)
-    };
-    // In force at one target is in force: what it lost is told at each target.
-    let in_force = |target: &TargetOutcome| {
-        target.accepted.good || target.accepted.reason == Reason::PartiallyConflicted
-    };
-    if !outcome.targets.iter().any(in_force)
-        && let Some(bad) = first_bad(|target| &target.accepted)
-    {
-        outcome.accepted = bad.clone();
-    }
-    if let Some(bad) = first_bad(|target| &target.resolved) {
-        outcome.resolved = bad.clone();
-    } else if outcome
-        .targets
-        .iter()
-        .all(|target| target.resolved.message == NOT_LOOKED_FOR)
-    {
-        outcome.resolved.message = NOT_LOOKED_FOR.to_owned();
-    }
-    for service in &outcome.services {
-        let Some(found) = compiled.services.get(service) else {
-            continue;
-        };
-        if let Some(refused) = &found.refused {
-            let message = format!(
-                "Service {}/{} cannot be configured: {refused}",
-                service.0, service.1
-            );
-            outcome.accepted = Verdict::new(Reason::Invalid, message);
-        }
-        if let (None, Some(port)) = (&outcome.ineffective, without_endpoints(found)) {
-            let message = format!(
-                "port {port} of Service {}/{} has no endpoint that is ready: add an EndpointSlice labelled kubernetes.io/service-name: {}",
-                service.0, service.1, service.1
-            );
-            outcome.ineffective = Some(Verdict::new(Reason::NoReadyEndpoints, message));
-        }
-    }
-    if let Some(problem) = source.and_then(|source| source.problem.as_ref()) {
-        let message = format!("{problem}; the last good version stays in force");
-        outcome.accepted = Verdict::new(Reason::Invalid, message);
-    }
-    outcome
-}
-
-/// The first port without endpoints.
-fn without_endpoints(service: &ServiceOutcome) -> Option<u32> {
-    service
-        .endpoints
-        .ports
-        .iter()
-        .find(|port| port.endpoints.is_empty())
-        .map(|port| port.port)
-}
-
-fn target_outcome(
-    policy: Policy<'_>,
-    reference: &TargetRef,
-    objects: &Objects,
-    plans: &BTreeMap<Key, ServicePlan>,
-    attachments: &Attachments<'_>,
-    services: &mut Vec<Key>,
-) -> TargetOutcome {
-    let mut outcome = TargetOutcome {
-        reference: reference.clone(),
-        accepted: Verdict::good(Reason::Accepted, "in force"),
-        resolved: Verdict::good(Reason::ResolvedRefs, "the target exists"),
-        sections: Vec::new(),
-    };
-    let target = match targets::serve(policy, reference) {
-        Ok(target) => target,
-        Err(verdict) => {
-            match verdict.reason {
-                Reason::RefNotPermitted => outcome.resolved = verdict.clone(),
-                _ => outcome.resolved.message = NOT_LOOKED_FOR.to_owned(),
-            }
-            outcome.accepted = verdict;
-            return outcome;
-        }
-    };
-    match targets::resolve(&target, objects, plans) {
-        Ok(found) => {
-            if let Some(verdict) = found
-                .iter()
-                .find_map(|service| service_problem(plans.get(service)?, &target))
-            {
-                outcome.resolved = verdict;
-            }
-            services.extend(found);
-        }
-        Err(verdict) => {
-            outcome.resolved = verdict;
-            return outcome;
-        }
-    }
-    if let Some(verdict) = attachments
-        .layer(&target)
-        .and_then(|layer| conflict(layer, policy))
-    {
-        outcome.accepted = verdict;
-    }
-    let layers = match &target {
-        Target::Service { service, port } => {
-            attachments.layers(&service.0, Some(service), port.as_deref())
-        }
-        Target::Namespace { namespace, .. } => attachments.layers(namespace, None, None),
-    };
-    outcome.sections = merge(&layers)
-        .sections
-        .into_iter()
-        .filter(|(section, _)| unsupported::is_built(*section))
-        .map(|(section, winner)| EffectiveSection {
-            section,
-            from: winner.policy.name(),
-            mode: if winner.policy.is_shadow(section) {
-                Mode::Shadow
-            } else {
-                Mode::Enforce
-            },
-        })
-        .collect();
-    outcome
-}
-
-/// What a policy loses to others of its rank.
-fn conflict(layer: &Layer<'_>, policy: Policy<'_>) -> Option<Verdict> {
-    let (lost, all) = layer.lost(policy.key);
-    let (_, winner) = lost.first()?;
-    let sections: Vec<&str> = lost.iter().map(|(item, _)| item.as_str()).collect();
-    let winners: std::collections::BTreeSet<String> =
-        lost.iter().map(|(_, winner)| winner.name()).collect();
-    let winners: Vec<&str> = winners.iter().map(String::as_str).collect();
-    let why = match (winner.created, policy.created) {
-        (Some(a), Some(b)) if a != b => "older",
-        _ => "first by name",
-    };
-    let (reason, what) = match all {
-        true => (Reason::Conflicted, "all of it is"),
-        false => (Reason::PartiallyConflicted, "some of it is"),
-    };
-    let message = format!(
-        "{what} given for the same target by {} ({why}), and that counts: {}; write these sections in one policy",
-        winners.join(", "),
-        sections.join(", ")
-    );
-    Some(Verdict::new(reason, message))
-}
-
-/// What of a service cannot be served, as far as the target is about it.
-fn service_problem(plan: &ServicePlan, target: &Target) -> Option<Verdict> {
-    if let Some(problem) = plan.problems.first() {
-        return Some(Verdict::new(Reason::InvalidListener, problem.clone()));
-    }
-    let whole = matches!(target, Target::Service { port: None, .. });
-    let (name, spoken) = plan.unserved.first().filter(|_| whole)?;
-    let message = format!(
-        "port {name} speaks {spoken}, which is not served yet: HTTP and gRPC are; other ports are served"
-    );
-    Some(Verdict::new(Reason::UnsupportedProtocol, message))
+/// Names what holds for the calls from `consumer` to `service`. A Service's name
+/// holds no `@`.
+fn consumer_key(service: &Key, consumer: &str) -> Key {
+    (service.0.clone(), format!("{}@{consumer}", service.1))
 }
 
 #[cfg(test)]

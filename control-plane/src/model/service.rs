@@ -1,7 +1,7 @@
 //! What a Service and its EndpointSlices say: ports, protocols, listeners,
 //! endpoints.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{Service, ServicePort};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use weir_proto::v1alpha1 as proto;
 
+use super::targets::in_namespace;
 use crate::sources::{Key, Objects, Sourced};
 
 /// Annotation that asks for a listener on the one port of a Service.
@@ -47,8 +48,11 @@ pub(super) struct ServicePlan {
     pub(super) problems: Vec<String>,
 }
 
-/// All services' plans; where two want one address, the first by name has it.
-pub(super) fn plan(objects: &Objects) -> BTreeMap<Key, ServicePlan> {
+/// All services' plans.
+pub(super) type Plans = BTreeMap<Key, ServicePlan>;
+
+/// Plans all services; where two want one address, the first by name has it.
+pub(super) fn plan(objects: &Objects) -> Plans {
     let mut taken: Vec<(SocketAddr, String)> = Vec::new();
     let mut plans = BTreeMap::new();
     for (key, service) in &objects.services {
@@ -267,17 +271,12 @@ pub(super) fn endpoints(
 
 /// Names of the services in a namespace, for messages; "none" where there are none.
 pub(super) fn known(objects: &Objects, namespace: &str) -> String {
-    let names: BTreeSet<&str> = objects
-        .services
-        .keys()
-        .filter(|(within, _)| within == namespace)
-        .map(|(_, name)| name.as_str())
-        .collect();
-    if names.is_empty() {
+    let mut names = in_namespace(objects, namespace).map(|(_, name)| name.as_str());
+    let mut shown: Vec<&str> = names.by_ref().take(10).collect();
+    if shown.is_empty() {
         return "there is no Service in this namespace".to_owned();
     }
-    let mut shown: Vec<&str> = names.iter().copied().take(10).collect();
-    if names.len() > shown.len() {
+    if names.next().is_some() {
         shown.push("…");
     }
     format!("known Services: {}", shown.join(", "))

@@ -9,6 +9,13 @@ pub struct ServiceConfig {
     pub name: ::prost::alloc::string::String,
     #[prost(message, repeated, tag = "3")]
     pub ports: ::prost::alloc::vec::Vec<Port>,
+    /// Namespace whose calls alone this is for. It then holds everything that acts
+    /// at these callers' side, stands in place of what the service's own resource
+    /// says there, and has no listener; what acts at the destination, and where
+    /// requests go, stays with the service's own. Empty: for all callers. Needs
+    /// the feature "consumerPolicies".
+    #[prost(string, tag = "4")]
+    pub consumer: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Port {
@@ -198,8 +205,10 @@ pub struct RetryBudget {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CircuitBreaker {
-    /// Also the name of its CircuitBreaker object: "payments",
-    /// "payments.http.refunds".
+    /// Also the name of its CircuitBreaker object in the service's namespace:
+    /// "payments", "payments.http.refunds". For an object in another namespace,
+    /// which a consumer's policy has, that and a slash stand before the name:
+    /// "web/calls.to.shop.payments".
     #[prost(string, tag = "1")]
     pub key: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "2")]
@@ -600,7 +609,8 @@ pub struct Removed {
 pub struct Resource {
     #[prost(enumeration = "ResourceKind", tag = "1")]
     pub kind: i32,
-    /// "namespace/service".
+    /// "namespace/service"; "namespace/service@consumer" for what holds for the
+    /// calls from the namespace "consumer" alone.
     #[prost(string, tag = "2")]
     pub name: ::prost::alloc::string::String,
     /// Hash of the body: equal bodies have equal versions.
@@ -976,6 +986,7 @@ pub struct ReportResponse {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BreakerId {
+    /// Of the service, also where the breaker's object is in another.
     #[prost(string, tag = "1")]
     pub namespace: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]

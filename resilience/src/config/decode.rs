@@ -30,6 +30,9 @@ const MAX_MATCHES: usize = 8;
 const MAX_BULKHEADS: usize = 16;
 /// Endpoints of one port.
 const MAX_ENDPOINTS: usize = u16::MAX as usize;
+/// Characters of a key: four names of 63 characters, one of 15, and what stands
+/// between them.
+const MAX_KEY: usize = 512;
 /// No duration is longer: a year.
 const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
@@ -48,6 +51,10 @@ pub fn service(message: &proto::ServiceConfig) -> Result<Service, Vec<Problem>> 
     let mut problems = Vec::new();
     let mut at = At::root(&mut problems);
     let id = service_id(&mut at, &message.namespace, &message.name);
+    let consumer = (!message.consumer.is_empty()).then(|| message.consumer.clone());
+    let consumer_is_good = consumer
+        .as_ref()
+        .is_none_or(|consumer| at.label("consumer", consumer));
     at.at_most("ports", message.ports.len(), MAX_PORTS);
     let mut numbers = HashSet::new();
     let ports: Vec<Option<Port>> = (message.ports.iter().enumerate())
@@ -62,11 +69,43 @@ pub fn service(message: &proto::ServiceConfig) -> Result<Service, Vec<Problem>> 
             port(&mut at, message)
         })
         .collect();
-    let service = all(ports).zip(id).map(|(ports, id)| Service { id, ports });
+    let service = all(ports)
+        .zip(id)
+        .filter(|_| consumer_is_good)
+        .map(|(ports, id)| Service {
+            id,
+            consumer,
+            ports,
+        });
     if let Some(service) = &service {
         shared::check(&mut at, service);
+        if service.consumer.is_some() {
+            callers_side_alone(&mut at, service);
+        }
     }
     finish(service, problems)
+}
+
+/// Refuses what a consumer has no say in.
+fn callers_side_alone(at: &mut At<'_>, service: &Service) {
+    for (n, port) in service.ports.iter().enumerate() {
+        let mut at = at.item("ports", n);
+        if port.listen.is_some() {
+            at.refuse("listen", "only for all callers: leave it out, or consumer");
+        }
+        let routes = port.routes.iter().map(|route| &route.policy);
+        let of_destination =
+            |policy: &Policy| policy.shedding.is_some() || !policy.destination_bulkheads.is_empty();
+        if std::iter::once(&port.policy)
+            .chain(routes)
+            .any(of_destination)
+        {
+            at.refuse(
+                "policy",
+                "what acts at the destination is for all callers: leave out load_shedding and bulkheads at the destination, or consumer",
+            );
+        }
+    }
 }
 
 /// Decodes where a service's requests go, or says all that is wrong.
@@ -284,8 +323,8 @@ impl At<'_> {
 
     /// The name of shared state.
     fn key(&mut self, key: &str) -> Option<String> {
-        if key.is_empty() || key.len() > 253 {
-            self.refuse("key", "must have 1 to 253 characters");
+        if key.is_empty() || key.len() > MAX_KEY {
+            self.refuse("key", format!("must have 1 to {MAX_KEY} characters"));
             return None;
         }
         Some(key.to_owned())

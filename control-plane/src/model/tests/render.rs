@@ -26,21 +26,17 @@ pub(super) fn service(service: &ServiceOutcome) -> (String, Value) {
     let config = &service.config;
     let mut ports = Map::new();
     for port in &config.ports {
-        let endpoints = service
-            .endpoints
-            .ports
-            .iter()
-            .find(|of| of.port == port.number);
-        let endpoints: Vec<&str> = endpoints
-            .iter()
-            .flat_map(|of| &of.endpoints)
-            .map(|endpoint| endpoint.address.as_str())
-            .collect();
-        let mut value = json!({
-            "protocol": port.protocol().as_str_name().trim_start_matches("PROTOCOL_"),
-            "endpoints": endpoints,
-            "policy": port.policy.as_ref().map(policy_sections),
-        });
+        let protocol = port.protocol().as_str_name();
+        let mut value = json!({ "protocol": protocol.trim_start_matches("PROTOCOL_") });
+        if let Some(endpoints) = &service.endpoints {
+            let endpoints = endpoints.ports.iter().find(|of| of.port == port.number);
+            value["endpoints"] = endpoints
+                .iter()
+                .flat_map(|of| &of.endpoints)
+                .map(|endpoint| endpoint.address.as_str())
+                .collect();
+        }
+        value["policy"] = port.policy.as_ref().map(policy_sections).into();
         if !port.name.is_empty() {
             value["name"] = port.name.clone().into();
         }
@@ -56,7 +52,11 @@ pub(super) fn service(service: &ServiceOutcome) -> (String, Value) {
     if let Some(refused) = &service.refused {
         value["refused"] = refused.clone().into();
     }
-    (format!("{}/{}", config.namespace, config.name), value)
+    let name = format!("{}/{}", config.namespace, config.name);
+    match config.consumer.as_str() {
+        "" => (name, value),
+        consumer => (format!("{name}@{consumer}"), value),
+    }
 }
 
 fn route(route: &proto::Route) -> Value {

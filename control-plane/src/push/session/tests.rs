@@ -12,6 +12,7 @@ fn service(name: &str, port: u32) -> (ResourceId, Arc<Encoded>) {
         namespace: "shop".into(),
         name: name.into(),
         ports,
+        ..Default::default()
     };
     (
         ResourceId::service("shop", name),

@@ -372,3 +372,29 @@ proptest! {
         prop_assert!(found[0].contains(&value.to_string()));
     }
 }
+
+#[test]
+fn a_consumer_has_no_say_at_the_destination_and_no_listener() {
+    let mut message = full();
+    message.consumer = "web".to_owned();
+    let refused = problems(&message);
+    let [listen, policy] = refused.as_slice() else {
+        panic!("{refused:?}");
+    };
+    assert!(listen.starts_with("ports[0].listen: only for all callers"));
+    assert!(policy.starts_with("ports[0].policy: what acts at the destination"));
+
+    let port = &mut message.ports[0];
+    port.listen.clear();
+    let of_route = port.routes.iter_mut().map(|route| &mut route.policy);
+    for policy in std::iter::once(&mut port.policy).chain(of_route).flatten() {
+        policy.load_shedding = None;
+        let at_caller = i32::from(proto::BulkheadSide::Caller);
+        policy.bulkheads.retain(|bulkhead| bulkhead.at == at_caller);
+    }
+    let decoded = service(&message).unwrap();
+    assert_eq!(decoded.consumer.as_deref(), Some("web"));
+
+    message.consumer = "Web".to_owned();
+    assert!(problems(&message)[0].starts_with("consumer: \"Web\" is not a DNS label"));
+}

@@ -126,5 +126,6 @@ pub(super) fn full() -> proto::ServiceConfig {
                 idempotent: true,
             }],
         }],
+        consumer: String::new(),
     }
 }

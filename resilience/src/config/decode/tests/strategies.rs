@@ -259,11 +259,12 @@ pub(super) fn service() -> BoxedStrategy<proto::ServiceConfig> {
             routes,
         },
     );
-    (text(), text(), prop::collection::vec(port, 0..3))
-        .prop_map(|(namespace, name, ports)| proto::ServiceConfig {
+    (text(), text(), text(), prop::collection::vec(port, 0..3))
+        .prop_map(|(namespace, name, consumer, ports)| proto::ServiceConfig {
             namespace,
             name,
             ports,
+            consumer,
         })
         .boxed()
 }
