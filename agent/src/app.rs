@@ -15,6 +15,7 @@ use crate::admin::{self, Admin};
 use crate::clock::Clock;
 use crate::configuration::{Configuration, Listening};
 use crate::connection;
+use crate::control::{ControlPlane, ControlPlaneAddress};
 use crate::discovery::{self, Progress};
 use crate::registry::Registry;
 use crate::report::{Reporter, Transitions};
@@ -29,8 +30,8 @@ const SWEEP: Duration = Duration::from_secs(10);
 pub struct Config {
     /// Name of the node, unique among agents.
     pub node: String,
-    /// Where the control plane is, `http://127.0.0.1:15010`.
-    pub control_plane: String,
+    /// Where the control plane is.
+    pub control_plane: ControlPlaneAddress,
     /// Address of the explicit HTTP proxy, if there shall be one. Port 0:
     /// any free one.
     pub proxy: Option<SocketAddr>,
@@ -47,16 +48,6 @@ pub struct Config {
 /// Why an agent does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The control plane's address cannot be read.
-    #[error(
-        "the control plane's address {address:?} is no URL; write one like http://127.0.0.1:15010"
-    )]
-    ControlPlane {
-        /// As it was given.
-        address: String,
-        /// What is wrong with it.
-        source: tonic::transport::Error,
-    },
     /// The explicit proxy's address cannot be listened on.
     #[error("explicit proxy: {0}")]
     Proxy(String),
@@ -105,12 +96,7 @@ impl Agent {
         let clock = Clock::start();
         let serve: worker::Serve =
             |worker, id, io, target| Box::pin(connection::serve(worker, id, io, target));
-        let channel = discovery::channel(&config.control_plane).map_err(|source| {
-            StartError::ControlPlane {
-                address: config.control_plane.clone(),
-                source,
-            }
-        })?;
+        let control_plane = ControlPlane::new(config.control_plane);
         let workers = config.workers.get();
         let shared = Arc::new(Shared::new(workers));
         let registry = Arc::new(Registry::new(workers));
@@ -189,7 +175,7 @@ impl Agent {
         };
         let node = config.node.clone();
         tasks.push(tokio::spawn(discovery::run(
-            channel.clone(),
+            control_plane.clone(),
             node,
             configuration.clone(),
             store,
@@ -201,7 +187,7 @@ impl Agent {
             shared: shared.clone(),
             transitions,
         };
-        tasks.push(tokio::spawn(reporter.run(channel)));
+        tasks.push(tokio::spawn(reporter.run(control_plane)));
         tasks.push(tokio::spawn(async move {
             let mut sweep = tokio::time::interval(SWEEP);
             loop {

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Endpoint};
 use weir_proto::v1alpha1 as proto;
 use weir_proto::v1alpha1::discovery_client::DiscoveryClient;
 
 use crate::configuration::Configuration;
+use crate::control::ControlPlane;
 use crate::features::FEATURES;
 use crate::store::Store;
 
@@ -18,9 +18,6 @@ use crate::store::Store;
 /// between these.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 const MAX_WAIT: Duration = Duration::from_secs(10);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A connection on which nothing is heard for this long is given up.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// The largest message that is taken.
 pub(crate) const MAX_MESSAGE: usize = 4 * 1024 * 1024;
 
@@ -31,16 +28,6 @@ pub(crate) struct Progress {
     pub(crate) enforcing: bool,
     /// A stream is open and has sent everything.
     pub(crate) synced: bool,
-}
-
-/// A channel that connects when it is used.
-pub(crate) fn channel(control_plane: &str) -> Result<Channel, tonic::transport::Error> {
-    let endpoint = Endpoint::from_shared(control_plane.to_owned())?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE)
-        .keep_alive_while_idle(true);
-    Ok(endpoint.connect_lazy())
 }
 
 /// The wait before attempt `attempt` (0 is the first repetition): full jitter,
@@ -54,7 +41,7 @@ pub(crate) fn reconnect_wait(attempt: u32) -> Duration {
 
 /// Follows the control plane for ever.
 pub(crate) async fn run(
-    channel: Channel,
+    control_plane: ControlPlane,
     node: String,
     configuration: Arc<Mutex<Configuration>>,
     store: Option<Store>,
@@ -64,7 +51,7 @@ pub(crate) async fn run(
     let mut said = false;
     loop {
         let ended = follow(
-            channel.clone(),
+            &control_plane,
             &node,
             &configuration,
             store.as_ref(),
@@ -79,11 +66,19 @@ pub(crate) async fn run(
             said = false;
         }
         // Said once per outage; the next line is the reconnection's.
-        if contested && !said {
-            said = true;
+        let first = !std::mem::replace(&mut said, true);
+        if was_synced && ended.code() == tonic::Code::Ok {
+            // The control plane wants a newer token: nothing is wrong.
+            said = false;
+        } else if contested && first {
             tracing::error!(node, "{}", ended.message());
-        } else if !said {
-            said = true;
+        } else if is_refusal(&ended) && first {
+            tracing::error!(
+                node,
+                "the control plane refuses this agent: {}; what is in force stays in force",
+                ended.message()
+            );
+        } else if first {
             tracing::warn!(
                 reason = root_cause(&ended),
                 "control plane out of reach; what is in force stays in force"
@@ -96,7 +91,7 @@ pub(crate) async fn run(
 
 /// One stream, until it ends; why it did.
 async fn follow(
-    channel: Channel,
+    control_plane: &ControlPlane,
     node: &str,
     configuration: &Mutex<Configuration>,
     store: Option<&Store>,
@@ -113,15 +108,20 @@ async fn follow(
     let _ = requests
         .send(request(proto::discover_request::Message::Hello(hello)))
         .await;
-    let mut client = DiscoveryClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
-    let mut responses = match client.discover(ReceiverStream::new(outgoing)).await {
+    let mut client =
+        DiscoveryClient::new(control_plane.channel()).max_decoding_message_size(MAX_MESSAGE);
+    let request_stream = match control_plane.request(ReceiverStream::new(outgoing)).await {
+        Ok(request) => request,
+        Err(status) => return status,
+    };
+    let mut responses = match client.discover(request_stream).await {
         Ok(responses) => responses.into_inner(),
         Err(status) => return status,
     };
     loop {
         let response = match responses.message().await {
             Ok(Some(response)) => response,
-            Ok(None) => return tonic::Status::unavailable("the control plane ended the stream"),
+            Ok(None) => return ended(),
             Err(status) => return status,
         };
         let rejections = {
@@ -155,6 +155,19 @@ async fn follow(
             return tonic::Status::unavailable("the stream was closed");
         }
     }
+}
+
+/// The control plane ended a stream without an error.
+pub(crate) fn ended() -> tonic::Status {
+    tonic::Status::new(tonic::Code::Ok, "the control plane ended the stream")
+}
+
+/// Whether it says that this agent is not one of the control plane's.
+pub(crate) fn is_refusal(status: &tonic::Status) -> bool {
+    matches!(
+        status.code(),
+        tonic::Code::Unauthenticated | tonic::Code::PermissionDenied
+    )
 }
 
 /// What is at the bottom of a status: "Connection refused (os error 111)"

@@ -18,6 +18,7 @@ mod buffer;
 mod clock;
 mod configuration;
 mod connection;
+mod control;
 mod discovery;
 mod features;
 mod h1;
@@ -36,4 +37,5 @@ mod worker;
 
 pub use app::{Agent, Config, StartError};
 pub use configuration::Listening;
+pub use control::{AddressError, ControlPlaneAddress};
 pub use features::FEATURES;

@@ -8,14 +8,14 @@ use std::time::Duration;
 use dashmap::DashMap;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
 use weir_proto::v1alpha1 as proto;
 use weir_proto::v1alpha1::reporting_client::ReportingClient;
 use weir_resilience::breaker;
 use weir_resilience::config::ServiceId;
 
 use crate::clock::Clock;
-use crate::discovery::{reconnect_wait, root_cause};
+use crate::control::ControlPlane;
+use crate::discovery::{ended, is_refusal, reconnect_wait, root_cause};
 use crate::snapshot::NamedBreaker;
 use crate::worker::Shared;
 
@@ -99,7 +99,7 @@ async fn next<T>(stream: &mut Option<tonic::Streaming<T>>) -> Result<Option<T>, 
 }
 
 impl Reporter {
-    pub(crate) async fn run(self, channel: Channel) {
+    pub(crate) async fn run(self, control_plane: ControlPlane) {
         let mut untold = Untold::default();
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -108,8 +108,11 @@ impl Reporter {
         loop {
             let mut heard_from = false;
             let (requests, outgoing) = mpsc::channel(4);
-            let mut client = ReportingClient::new(channel.clone());
-            let opening = client.report(ReceiverStream::new(outgoing));
+            let mut client = ReportingClient::new(control_plane.channel());
+            let opening = async {
+                let request = control_plane.request(ReceiverStream::new(outgoing)).await?;
+                client.report(request).await
+            };
             // The server answers the opening only once it has read something.
             untold.known.clear();
             let first = self.collect(&mut untold, true, true);
@@ -120,7 +123,7 @@ impl Reporter {
             let mut responses: Option<tonic::Streaming<proto::ReportResponse>> = None;
             let mut ticks = 0u32;
             let mut sequence = 1;
-            let ended = loop {
+            let end = loop {
                 tokio::select! {
                     opened = &mut opening, if responses.is_none() => match opened {
                         Ok(stream) => {
@@ -133,7 +136,7 @@ impl Reporter {
                             heard_from = true;
                             untold.answered(response.sequence);
                         }
-                        Ok(None) => break tonic::Status::unavailable("the control plane ended the stream"),
+                        Ok(None) => break ended(),
                         Err(status) => break status,
                     },
                     _ = look.tick() => {
@@ -162,15 +165,17 @@ impl Reporter {
             untold.lost();
             // Against another agent of the same name waits grow, or the two
             // would push each other out without end.
-            if heard_from && ended.code() != tonic::Code::Aborted {
+            if heard_from && end.code() != tonic::Code::Aborted {
                 attempt = 0;
                 said = false;
             }
-            // Said once per outage; nobody else would say that reports are refused.
-            if !said {
+            let renewed = heard_from && end.code() == tonic::Code::Ok;
+            // Said once per outage; nobody else would say that reports are
+            // refused, but that the agent is refused is said where it connects.
+            if !said && !renewed && !is_refusal(&end) {
                 said = true;
                 tracing::warn!(
-                    reason = root_cause(&ended),
+                    reason = root_cause(&end),
                     "breakers cannot be reported; transitions are kept"
                 );
             }

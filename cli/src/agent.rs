@@ -1,10 +1,11 @@
 //! `weir agent`.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use weir_agent::{Agent, Listening};
+use weir_agent::{Agent, ControlPlaneAddress, Listening};
 
 use crate::args::AgentOptions;
 use crate::say::{aligned, say};
@@ -14,9 +15,18 @@ use crate::signals::Signals;
 /// them on the traffic of this node.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Where the control plane is: http://127.0.0.1:15010
-    #[arg(long, value_name = "URL")]
+    /// Where the control plane is: http://127.0.0.1:15010, or https:// and a
+    /// name of its Service.
+    #[arg(long, value_name = "URL", env = "WEIR_CONTROL_PLANE", hide_env_values = true)]
     control_plane: String,
+    /// The roots that vouch for a control plane at https://, in PEM: ca.crt of
+    /// the ConfigMap weir-ca. Read for each connection.
+    #[arg(long, value_name = "FILE", env = "WEIR_CONTROL_PLANE_CA", hide_env_values = true)]
+    control_plane_ca: Option<PathBuf>,
+    /// A projected ServiceAccount token with audience weir-control-plane, which
+    /// says what node this is. Read for each stream.
+    #[arg(long, value_name = "FILE", env = "WEIR_TOKEN_FILE", hide_env_values = true)]
+    token_file: Option<PathBuf>,
     /// Be an explicit HTTP proxy at this address, such as 127.0.0.1:15081.
     #[arg(long, value_name = "ADDR")]
     proxy: Option<SocketAddr>,
@@ -29,9 +39,14 @@ pub(crate) struct Options {
 
 pub(crate) async fn execute(options: Options) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::catch()?;
+    let control_plane = ControlPlaneAddress::new(
+        &options.control_plane,
+        options.control_plane_ca,
+        options.token_file,
+    )?;
     let config = options
         .agent
-        .config(options.control_plane, options.proxy, options.admin);
+        .config(control_plane, options.proxy, options.admin);
     say(&format!(
         "weir agent, node {}, control plane {}",
         config.node, config.control_plane

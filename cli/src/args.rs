@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use weir_agent::ControlPlaneAddress;
 
 /// Threads for traffic that an agent starts where nobody says how many.
 const WORKERS: usize = 2;
@@ -41,7 +42,7 @@ impl AgentOptions {
     /// The agent's configuration.
     pub(crate) fn config(
         self,
-        control_plane: String,
+        control_plane: ControlPlaneAddress,
         proxy: Option<SocketAddr>,
         admin: SocketAddr,
     ) -> weir_agent::Config {
@@ -79,7 +80,7 @@ pub(crate) fn default_workers() -> NonZeroUsize {
     NonZeroUsize::new(WORKERS).map_or(processors, |most| processors.min(most))
 }
 
-fn host_name() -> String {
+pub(crate) fn host_name() -> String {
     let name = rustix::system::uname()
         .nodename()
         .to_string_lossy()

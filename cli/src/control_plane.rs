@@ -1,21 +1,41 @@
 //! `weir control-plane`.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use weir_control_plane::{Config, ControlPlane};
+use weir_control_plane::{Config, ControlPlane, Kubernetes, Lifetimes, Source};
 
-use crate::args::Manifests;
+use crate::args::host_name;
 use crate::say::{aligned, say};
 use crate::signals::Signals;
 
-/// Run a control plane alone: it reads manifests, pushes what they ask for to
-/// agents, and shows what became of it.
+/// Run a control plane alone: it reads manifests, or what a cluster's API server
+/// holds, pushes what they ask for to agents, and shows what became of it.
 #[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("source").required(true).args(["files", "kubernetes"]))]
 pub(crate) struct Options {
-    #[command(flatten)]
-    manifests: Manifests,
+    /// A directory of manifests (*.yaml, *.yml) or a file; may be repeated.
+    /// Changes are followed while it runs.
+    #[arg(short, long = "filename", value_name = "PATH")]
+    files: Vec<PathBuf>,
+    /// Read from the API server of a cluster, and write status there.
+    #[arg(long)]
+    kubernetes: bool,
+    /// How the API server is reached [default: as a Pod does, or as kubectl would]
+    #[arg(long, value_name = "FILE", requires = "kubernetes")]
+    kubeconfig: Option<PathBuf>,
+    /// The namespace that Weir is in.
+    #[arg(long, value_name = "NAME", env = "POD_NAMESPACE", hide_env_values = true, default_value = "weir-system", requires = "kubernetes")]
+    namespace: String,
+    /// Name of this replica, unique among them [default: the host name, which
+    /// is the Pod's]
+    #[arg(long, value_name = "NAME", env = "POD_NAME", hide_env_values = true, requires = "kubernetes")]
+    pod_name: Option<String>,
+    /// The agents' ServiceAccount, in the same namespace.
+    #[arg(long, value_name = "NAME", default_value = "weir-agent", requires = "kubernetes")]
+    agent_service_account: String,
     /// Where agents connect.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15010")]
     grpc: SocketAddr,
@@ -27,16 +47,28 @@ pub(crate) struct Options {
 
 pub(crate) async fn execute(options: Options) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::catch()?;
+    let source = match options.kubernetes {
+        false => Source::Files(options.files),
+        true => Source::Kubernetes(Kubernetes {
+            kubeconfig: options.kubeconfig,
+            namespace: options.namespace,
+            instance: options.pod_name.unwrap_or_else(host_name),
+            agent_service_account: options.agent_service_account,
+            lifetimes: Lifetimes::default(),
+        }),
+    };
+    let scheme = if options.kubernetes { "https" } else { "http" };
     let config = Config {
         grpc: options.grpc,
         admin: Some(options.admin),
-        ..Config::new(options.manifests.files)
+        source,
+        ..Config::default()
     };
     let control_plane = ControlPlane::start(config).await?;
     let mut lines = vec![(
         "agents".to_owned(),
         format!(
-            "weir agent --control-plane http://{}",
+            "weir agent --control-plane {scheme}://{}",
             control_plane.grpc_addr()
         ),
     )];

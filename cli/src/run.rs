@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use clap::Args;
-use weir_agent::Agent;
+use weir_agent::{Agent, ControlPlaneAddress};
 use weir_control_plane::{Config, ControlPlane};
 
 use crate::agent::{drain, listeners, pages};
@@ -51,6 +51,7 @@ pub(crate) async fn execute(options: Options) -> anyhow::Result<ExitCode> {
     .await?;
     // They speak gRPC as they would over a network: one way for all to be tried.
     let grpc = format!("http://{}", control_plane.grpc_addr());
+    let grpc = ControlPlaneAddress::new(&grpc, None, None)?;
     let agent = Agent::start(
         options
             .agent

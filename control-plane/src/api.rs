@@ -23,6 +23,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::events::Events;
 use crate::ledger::Ledger;
 use crate::metrics::{Gauges, Metrics};
+use crate::readiness::Readiness;
 use crate::stop::stopped;
 use crate::store::{Changed, Collection, Store};
 
@@ -43,6 +44,7 @@ pub(crate) struct Api {
     pub(crate) ledger: Arc<Ledger>,
     /// What the last compile found; agents are counted when asked.
     pub(crate) gauges: watch::Receiver<Gauges>,
+    pub(crate) readiness: Arc<Readiness>,
     pub(crate) stop: watch::Receiver<bool>,
     watchers: Arc<Semaphore>,
 }
@@ -54,6 +56,7 @@ impl Api {
         metrics: Arc<Metrics>,
         ledger: Arc<Ledger>,
         gauges: watch::Receiver<Gauges>,
+        readiness: Arc<Readiness>,
         stop: watch::Receiver<bool>,
     ) -> Api {
         let watchers = Arc::new(Semaphore::new(MAX_WATCHERS));
@@ -63,6 +66,7 @@ impl Api {
             metrics,
             ledger,
             gauges,
+            readiness,
             stop,
             watchers,
         }
@@ -71,12 +75,19 @@ impl Api {
     pub(crate) fn router(self) -> Router {
         Router::new()
             .route("/healthz", get(async || "ok\n"))
-            // Served only once the manifests are read and compiled.
-            .route("/readyz", get(async || "ok\n"))
+            .route("/readyz", get(readyz))
             .route("/metrics", get(metrics))
             .route("/events", get(events))
             .route("/apis/weir.dev/v1alpha1/{plural}", get(objects))
             .with_state(self)
+    }
+}
+
+/// Ready once everything was read and compiled; else what is waited for.
+async fn readyz(State(api): State<Api>) -> Response {
+    match api.readiness.waits_for() {
+        None => "ok\n".into_response(),
+        Some(what) => (StatusCode::SERVICE_UNAVAILABLE, what + "\n").into_response(),
     }
 }
 

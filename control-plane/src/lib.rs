@@ -13,29 +13,36 @@ use tokio::net::TcpListener;
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
 use weir_proto::v1alpha1::discovery_server::DiscoveryServer;
 use weir_proto::v1alpha1::reporting_server::ReportingServer;
 
 mod api;
 pub mod events;
+mod identity;
+mod kubernetes;
 mod ledger;
 mod metrics;
 mod model;
 mod push;
+mod readiness;
 pub mod sources;
 mod status;
 mod stop;
 pub mod store;
+mod writer;
 mod world;
 
+pub use identity::Lifetimes;
+pub use kubernetes::Kubernetes;
 pub use push::Timing;
 
 use events::{Event, Events};
+use identity::{Door, Gate, Refusals};
 use ledger::{Ledger, Reporter};
 use metrics::{Gauges, Metrics};
 use push::{Catalog, Pusher};
+use readiness::Readiness;
 use sources::files::{Files, OpenError};
 use stop::stopped;
 use store::{Collection, Store, Watch};
@@ -54,8 +61,8 @@ const MAX_REQUEST_BYTES: usize = 8 << 20;
 /// How a control plane runs.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Directories and files with manifests.
-    pub files: Vec<PathBuf>,
+    /// Where objects come from.
+    pub source: Source,
     /// Where agents connect; port 0 takes any.
     pub grpc: SocketAddr,
     /// Where people and their tools ask; `None` for nowhere. It has no
@@ -68,14 +75,33 @@ pub struct Config {
 impl Config {
     /// Reads `files`, and listens on any free ports of 127.0.0.1.
     pub fn new(files: Vec<PathBuf>) -> Config {
+        Config {
+            source: Source::Files(files),
+            ..Config::default()
+        }
+    }
+}
+
+impl Default for Config {
+    /// Reads nothing, and listens on any free ports of 127.0.0.1.
+    fn default() -> Config {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         Config {
-            files,
+            source: Source::Files(Vec::new()),
             grpc: any,
             admin: Some(any),
             timing: Timing::default(),
         }
     }
+}
+
+/// Where objects come from, and where their status goes.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// Directories and files with manifests.
+    Files(Vec<PathBuf>),
+    /// The API server of a cluster.
+    Kubernetes(Kubernetes),
 }
 
 /// Why a control plane cannot start.
@@ -84,6 +110,9 @@ pub enum StartError {
     /// A path with manifests is not there.
     #[error(transparent)]
     Files(#[from] OpenError),
+    /// There is no way to ask an API server.
+    #[error(transparent)]
+    Kubernetes(#[from] kubernetes::ClientError),
     /// An address cannot be listened on.
     #[error(
         "cannot listen on {address}: {error}: choose another address, or port 0 for any free one"
@@ -108,40 +137,56 @@ pub struct ControlPlane {
 }
 
 impl ControlPlane {
-    /// Starts it on the runtime of the caller. When this returns, the manifests
-    /// have been read once and both addresses are listened on. Manifests that
+    /// Starts it on the runtime of the caller. When this returns, both addresses
+    /// are listened on. Manifests have been read once by then; an API server is
+    /// read afterwards, and agents are answered once that is done. Objects that
     /// are wrong are shown and stop nothing.
     ///
     /// # Errors
-    /// Where a path does not exist or an address cannot be listened on.
+    /// Where a path does not exist, an address cannot be listened on, or nothing
+    /// says where the API server is. One that does not answer is waited for.
     pub async fn start(config: Config) -> Result<ControlPlane, StartError> {
-        let mut files = Files::open(config.files)?;
+        let source = match config.source {
+            Source::Files(paths) => Opened::Files(Files::open(paths)?),
+            Source::Kubernetes(kubernetes) => Opened::Kubernetes(kubernetes.open().await?),
+        };
         let (grpc_listener, grpc) = listen(config.grpc).await?;
         let admin_listener = match config.admin {
             Some(address) => Some(listen(address).await?),
             None => None,
         };
 
-        let first = files.look(Instant::now(), jiff::Timestamp::now());
-        let (objects, objects_seen) = watch::channel(Arc::new(first.changed.unwrap_or_default()));
+        let (objects, objects_seen) = watch::channel(None);
         let (stop, stopping) = watch::channel(false);
         let (catalog, catalog_seen) = watch::channel(Arc::new(Catalog::default()));
         let (gauges, gauges_seen) = watch::channel(Gauges::default());
+        let (plans, plans_seen) = watch::channel(Arc::default());
         let ledger = Arc::new(Ledger::default());
         let store = Arc::new(Store::default());
         let events = Arc::new(Events::default());
         let metrics = Arc::new(Metrics::default());
+        let readiness = Arc::new(Readiness::default());
 
         let mut world = World {
-            objects: objects_seen,
+            objects: objects_seen.clone(),
             catalog,
             ledger: Arc::clone(&ledger),
             store: Arc::clone(&store),
             events: Arc::clone(&events),
             metrics: Arc::clone(&metrics),
             gauges,
+            plans,
+            readiness: Arc::clone(&readiness),
         };
-        let state = world.begin();
+        let refusals = Arc::new(Refusals::new(Arc::clone(&metrics)));
+        let (tls, gate, keeper) = match &source {
+            // Manifests in files come without an API server that knows agents.
+            Opened::Files(_) => (None, Gate::Open, None),
+            Opened::Kubernetes(cluster) => {
+                let identity = cluster.identity(&refusals)?;
+                (Some(identity.tls), identity.gate, Some(identity.keeper))
+            }
+        };
         let pusher = Pusher::new(
             catalog_seen,
             Arc::clone(&ledger),
@@ -149,35 +194,59 @@ impl ControlPlane {
             Arc::clone(&metrics),
             stopping.clone(),
             config.timing,
+            gate.clone(),
         );
         let reporter = Reporter::new(
             Arc::clone(&ledger),
             Arc::clone(&events),
             Arc::clone(&metrics),
             stopping.clone(),
+            gate,
         );
         let api = api::Api::new(
             Arc::clone(&store),
             Arc::clone(&events),
-            metrics,
+            Arc::clone(&metrics),
             ledger,
             gauges_seen,
+            Arc::clone(&readiness),
             stopping.clone(),
         );
 
         let mut tasks = JoinSet::new();
-        tasks.spawn(world.run(state, stopping.clone()));
-        tasks.spawn(files.run(objects, first.again, stopping.clone()));
-        tasks.spawn(serve_grpc(
-            grpc_listener,
-            pusher,
-            reporter,
-            stopping.clone(),
-        ));
         let admin = admin_listener.map(|(listener, address)| {
-            tasks.spawn(serve_admin(listener, api, stopping));
+            tasks.spawn(serve_admin(listener, api, stopping.clone()));
             address
         });
+        let state = match source {
+            Opened::Files(mut files) => {
+                let first = files.look(Instant::now(), jiff::Timestamp::now());
+                objects.send_replace(Some(Arc::new(first.changed.unwrap_or_default())));
+                let state = world.begin();
+                tasks.spawn(files.run(objects, first.again, stopping.clone()));
+                Some(state)
+            }
+            Opened::Kubernetes(cluster) => {
+                let shared = kubernetes::Shared {
+                    objects,
+                    objects_seen,
+                    plans: plans_seen,
+                    store: Arc::clone(&store),
+                    readiness: Arc::clone(&readiness),
+                    metrics,
+                };
+                cluster.spawn(shared, keeper, &mut tasks, &stopping);
+                None
+            }
+        };
+        tasks.spawn(world.run(state, stopping.clone()));
+        tasks.spawn(serve_grpc(
+            Door::new(grpc_listener, tls, refusals),
+            pusher,
+            reporter,
+            readiness,
+            stopping,
+        ));
         tracing::info!(%grpc, admin = admin.map(tracing::field::display), "control plane started");
         Ok(ControlPlane {
             grpc,
@@ -233,6 +302,12 @@ impl Drop for ControlPlane {
     }
 }
 
+/// A source that can be read.
+enum Opened {
+    Files(Files),
+    Kubernetes(kubernetes::Cluster),
+}
+
 async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
     let wrong = |error| StartError::Listen { address, error };
     let listener = TcpListener::bind(address).await.map_err(wrong)?;
@@ -241,19 +316,29 @@ async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartE
 }
 
 async fn serve_grpc(
-    listener: TcpListener,
+    door: Door,
     pusher: Pusher,
     reporter: Reporter,
+    readiness: Arc<Readiness>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let served = Server::builder()
+    // An agent that is answered before everything is read would be told to drop
+    // what it holds.
+    tokio::select! {
+        () = readiness.is_ready() => {}
+        () = stopped(&mut stop) => return,
+    }
+    let mut server = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
-        .tcp_nodelay(true)
-        .max_concurrent_streams(Some(MAX_STREAMS))
+        .max_concurrent_streams(Some(MAX_STREAMS));
+    if let Some(age) = door.connection_age() {
+        server = server.max_connection_age(age);
+    }
+    let served = server
         .add_service(DiscoveryServer::new(pusher).max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(ReportingServer::new(reporter))
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopped(&mut stop))
+        .serve_with_incoming_shutdown(door.open(), stopped(&mut stop))
         .await;
     if let Err(error) = served {
         tracing::error!(%error, "agents can no longer connect");

@@ -7,6 +7,10 @@ use std::time::Duration;
 
 use weir_proto::v1alpha1::BreakerState;
 
+use crate::writer::Urgency;
+
+use crate::identity::Reason;
+
 /// Upper bounds of the buckets of push latency, in milliseconds.
 const BOUNDS_MS: [u64; 11] = [1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 10_000];
 
@@ -45,6 +49,14 @@ pub(crate) struct Metrics {
     latency_count: AtomicU64,
     latency_micros: AtomicU64,
     watchers_cut: AtomicU64,
+    watch_failures: AtomicU64,
+    watches_failing: AtomicU64,
+    writes: [AtomicU64; 3],
+    write_failures: AtomicU64,
+    events: AtomicU64,
+    events_lost: AtomicU64,
+    holds_lease: AtomicU64,
+    refused: [AtomicU64; Reason::ALL.len()],
 }
 
 fn add(counter: &AtomicU64, by: usize) {
@@ -72,6 +84,39 @@ impl Metrics {
 
     pub(crate) fn watcher_cut(&self) {
         add(&self.watchers_cut, 1);
+    }
+
+    pub(crate) fn refused(&self, reason: Reason) {
+        add(&self.refused[reason as usize], 1);
+    }
+
+    /// A watch of the API server failed.
+    pub(crate) fn watch_failed(&self) {
+        add(&self.watch_failures, 1);
+    }
+
+    /// So many watches do not work now.
+    pub(crate) fn watches_failing(&self, now: usize) {
+        self.watches_failing.store(now as u64, Ordering::Relaxed);
+    }
+
+    /// A write to the API server begins, and with it so many Events.
+    pub(crate) fn wrote(&self, urgency: Urgency, events: usize) {
+        add(&self.writes[urgency as usize], 1);
+        add(&self.events, events);
+    }
+
+    pub(crate) fn write_failed(&self) {
+        add(&self.write_failures, 1);
+    }
+
+    pub(crate) fn event_lost(&self) {
+        add(&self.events_lost, 1);
+    }
+
+    /// Whether this replica writes now.
+    pub(crate) fn holds_lease(&self, holds: bool) {
+        self.holds_lease.store(u64::from(holds), Ordering::Relaxed);
     }
 
     pub(crate) fn transition(&self, to: BreakerState) {
@@ -183,6 +228,61 @@ impl Metrics {
             "counter",
             "Watchers of the API that read too slowly.",
             get(&self.watchers_cut),
+        );
+        page.one(
+            "weir_control_plane_watches_failing",
+            "gauge",
+            "Watches of the API server that do not work now, of six; what is known stays in force.",
+            get(&self.watches_failing),
+        );
+        page.one(
+            "weir_control_plane_watch_failures_total",
+            "counter",
+            "Failures of watches of the API server; each is tried again.",
+            get(&self.watch_failures),
+        );
+        page.one(
+            "weir_control_plane_leader",
+            "gauge",
+            "1 while this replica holds the Lease and writes to the API server.",
+            get(&self.holds_lease),
+        );
+        let writes = |urgency: Urgency| get(&self.writes[urgency as usize]);
+        page.many(
+            "weir_control_plane_writes_total",
+            "counter",
+            "Writes of statuses and CircuitBreakers to the API server, by what was new.",
+            "about",
+            &[
+                ("state", writes(Urgency::State)),
+                ("condition", writes(Urgency::Condition)),
+                ("figures", writes(Urgency::Figures)),
+            ],
+        );
+        page.one(
+            "weir_control_plane_write_failures_total",
+            "counter",
+            "Writes to the API server that failed; each is tried again.",
+            get(&self.write_failures),
+        );
+        page.one(
+            "weir_control_plane_events_total",
+            "counter",
+            "Events written to the API server.",
+            get(&self.events),
+        );
+        page.one(
+            "weir_control_plane_events_lost_total",
+            "counter",
+            "Events that the API server refused, or that were too many to keep.",
+            get(&self.events_lost),
+        );
+        page.many(
+            "weir_control_plane_refused_total",
+            "counter",
+            "Connections and streams that were not let in, by why.",
+            "reason",
+            &Reason::ALL.map(|reason| (reason.label(), get(&self.refused[reason as usize]))),
         );
         page.head(
             "weir_control_plane_push_latency_seconds",

@@ -11,10 +11,11 @@ use tokio::time::{Instant, sleep_until};
 use weir_proto::v1alpha1::ResourceKind;
 
 use crate::events::{Event, Events, Severity};
-use crate::ledger::{Ledger, Verdict};
+use crate::ledger::{BreakerId, Ledger, Verdict};
 use crate::metrics::{Gauges, Metrics};
-use crate::model::{Compiled, compile};
+use crate::model::{BreakerPlan, Compiled, compile};
 use crate::push::{Catalog, Encoded, ResourceId};
+use crate::readiness::Readiness;
 use crate::sources::Objects;
 use crate::status::{Memory, Versions, View};
 use crate::stop::stopped;
@@ -26,14 +27,19 @@ const STATUS_EVERY: Duration = Duration::from_millis(20);
 
 /// See the module.
 pub(crate) struct World {
-    pub(crate) objects: watch::Receiver<Arc<Objects>>,
+    pub(crate) objects: watch::Receiver<Option<Arc<Objects>>>,
     pub(crate) catalog: watch::Sender<Arc<Catalog>>,
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) store: Arc<Store>,
     pub(crate) events: Arc<Events>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) gauges: watch::Sender<Gauges>,
+    pub(crate) plans: watch::Sender<Arc<Plans>>,
+    pub(crate) readiness: Arc<Readiness>,
 }
+
+/// The breakers that policies ask for.
+pub(crate) type Plans = BTreeMap<BreakerId, BreakerPlan>;
 
 /// What the last compile left.
 #[derive(Default)]
@@ -56,11 +62,23 @@ impl World {
         let mut state = State::default();
         self.compile(&mut state);
         self.show(&mut state);
+        self.readiness.ready();
         state
     }
 
-    /// Goes on from what [`World::begin`] gave, until `stop` is true.
-    pub(crate) async fn run(mut self, mut state: State, mut stop: watch::Receiver<bool>) {
+    /// Goes on from what [`World::begin`] gave, until `stop` is true; `None`
+    /// where the source has not given anything yet.
+    pub(crate) async fn run(mut self, state: Option<State>, mut stop: watch::Receiver<bool>) {
+        let mut state = match state {
+            Some(state) => state,
+            None => {
+                tokio::select! {
+                    () = stopped(&mut stop) => return,
+                    () = first(&mut self.objects) => {}
+                }
+                self.begin()
+            }
+        };
         let mut next_status = Instant::now();
         let mut dirty = false;
         loop {
@@ -99,7 +117,9 @@ impl World {
 
     /// Compiles, and publishes what changed.
     fn compile(&mut self, state: &mut State) {
-        state.objects = Arc::clone(&self.objects.borrow_and_update());
+        if let Some(objects) = &*self.objects.borrow_and_update() {
+            state.objects = Arc::clone(objects);
+        }
         let compiled = compile(&state.objects, Timestamp::now());
         self.metrics.compiled();
         let before = Arc::clone(&self.catalog.borrow());
@@ -119,6 +139,9 @@ impl World {
         }
         if catalog != *before {
             self.catalog.send_replace(Arc::new(catalog));
+        }
+        if **self.plans.borrow() != compiled.breakers {
+            self.plans.send_replace(Arc::new(compiled.breakers.clone()));
         }
         self.tell_problems(state, &compiled);
         state.compiled = compiled;
@@ -177,7 +200,7 @@ impl World {
     fn show(&self, state: &mut State) {
         let now = Instant::now();
         let forget = self.ledger.forget(now);
-        let nodes = self.ledger.nodes();
+        let nodes = self.ledger.expected(state.objects.agents.as_ref());
         let view = View {
             objects: &state.objects,
             compiled: &state.compiled,
@@ -201,6 +224,15 @@ impl World {
             .replace(Collection::ResiliencePolicies, statuses.policies);
         self.store
             .replace(Collection::CircuitBreakers, statuses.breakers);
+        // What passed too quickly for one look is shown in the next.
+        self.ledger.step();
+    }
+}
+
+/// Returns once the source has given everything; never, if it ended before.
+async fn first(objects: &mut watch::Receiver<Option<Arc<Objects>>>) {
+    if objects.wait_for(Option::is_some).await.is_err() {
+        std::future::pending().await
     }
 }
 

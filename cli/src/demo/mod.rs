@@ -14,7 +14,7 @@ use anyhow::Context as _;
 use clap::Args;
 use tokio::sync::broadcast;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
-use weir_agent::Agent;
+use weir_agent::{Agent, ControlPlaneAddress};
 use weir_control_plane::events::Event;
 use weir_control_plane::store::{Changed, Collection};
 use weir_control_plane::{Config, ControlPlane};
@@ -140,7 +140,11 @@ impl Stage {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let agent = Agent::start(weir_agent::Config {
             node: "demo".to_owned(),
-            control_plane: format!("http://{}", control_plane.grpc_addr()),
+            control_plane: ControlPlaneAddress::new(
+                &format!("http://{}", control_plane.grpc_addr()),
+                None,
+                None,
+            )?,
             proxy: Some(any),
             admin: Some(any),
             state_dir: None,

@@ -1,6 +1,6 @@
 //! How each breaker stands on each node, and over all of them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +18,9 @@ const MAX_NODES: usize = 10_000;
 const STALE_AFTER: Duration = Duration::from_secs(30);
 /// Characters of a name, message or token that are kept.
 const MAX_TEXT: usize = 512;
+/// States of one breaker on one node that wait to be shown, each for a moment:
+/// one that is through HalfOpen within milliseconds was there all the same.
+const MAX_AHEAD: usize = 8;
 /// Nodes that a status names.
 const MAX_OPEN_NODES: usize = 20;
 
@@ -72,6 +75,8 @@ struct Reports {
     /// by then is gone.
     named: Option<Vec<BreakerId>>,
     breakers: HashMap<BreakerId, Word>,
+    /// What follows the word that is shown now; the last is the present one.
+    ahead: HashMap<BreakerId, VecDeque<Word>>,
     /// Epoch and time of the last transition of each of them: agents tell one
     /// again when they do not know whether it was heard.
     told: HashMap<BreakerId, (u64, i64)>,
@@ -95,6 +100,37 @@ impl Reports {
         }
         *last = now;
         true
+    }
+}
+
+impl Reports {
+    /// The breaker now stands as `now`, after it passed through the states that
+    /// `passed` ends in.
+    fn present(&mut self, id: BreakerId, now: Word, passed: &[&proto::BreakerTransition]) {
+        let waiting = self.ahead.remove(&id);
+        let is_behind = waiting.is_some();
+        let mut words: VecDeque<Word> = waiting.unwrap_or_default();
+        // The last transition is the one into the present state.
+        let before = passed.split_last().map_or(&[][..], |(_, before)| before);
+        if passed.is_empty() {
+            words.pop_back();
+        }
+        words.extend(before.iter().map(|transition| Word {
+            state: transition.to(),
+            reason: transition.reason(),
+            message: bounded(&transition.message),
+            since_unix_ms: transition.at_unix_ms,
+            ..now.clone()
+        }));
+        words.push_back(now);
+        let excess = words.len().saturating_sub(MAX_AHEAD);
+        words.drain(..excess);
+        if !is_behind && let Some(first) = words.pop_front() {
+            self.breakers.insert(id.clone(), first);
+        }
+        if !words.is_empty() {
+            self.ahead.insert(id, words);
+        }
     }
 }
 
@@ -147,13 +183,33 @@ impl Breakers {
             {
                 named.push(id.clone());
             }
-            reports.breakers.insert(id, word(report));
+            // A breaker must be known before its transitions are.
+            let unknown = !reports.breakers.contains_key(&id);
+            if unknown {
+                reports.breakers.insert(id, word(report));
+            }
         }
         let news = request.transitions.iter().take(MAX_TRANSITIONS);
-        let news = news.filter(|t| reports.is_news(t)).collect();
+        let news: Vec<_> = news.filter(|t| reports.is_news(t)).collect();
+        let mut passed: HashMap<BreakerId, Vec<&proto::BreakerTransition>> = HashMap::new();
+        for transition in &news {
+            if let Some(id) = breaker_id(transition.id.as_ref()) {
+                passed.entry(id).or_default().push(transition);
+            }
+        }
+        for report in &request.breakers {
+            let Some(id) = breaker_id(report.id.as_ref()) else {
+                continue;
+            };
+            if reports.breakers.contains_key(&id) {
+                let passed = passed.remove(&id).unwrap_or_default();
+                reports.present(id, word(report), &passed);
+            }
+        }
         for id in &request.removed {
             if let Some(id) = breaker_id(Some(id)) {
                 reports.breakers.remove(&id);
+                reports.ahead.remove(&id);
             }
         }
         if request.complete
@@ -162,8 +218,14 @@ impl Breakers {
             let named: std::collections::HashSet<_> = named.into_iter().collect();
             reports.breakers.retain(|id, _| named.contains(id));
         }
-        let Reports { breakers, told, .. } = reports;
+        let Reports {
+            breakers,
+            ahead,
+            told,
+            ..
+        } = reports;
         told.retain(|id, _| breakers.contains_key(id));
+        ahead.retain(|id, _| breakers.contains_key(id));
         Some(news)
     }
 
@@ -189,6 +251,25 @@ impl Breakers {
             .min()
             .map(|ended| ended + STALE_AFTER);
         (nodes.len() != before, next)
+    }
+
+    /// Every breaker that passed through several states moves on by one; whether
+    /// any did.
+    pub(super) fn step(&self) -> bool {
+        let mut moved = false;
+        for reports in self.nodes().values_mut() {
+            let Reports {
+                breakers, ahead, ..
+            } = reports;
+            ahead.retain(|id, words| {
+                if let Some(next) = words.pop_front() {
+                    breakers.insert(id.clone(), next);
+                    moved = true;
+                }
+                !words.is_empty()
+            });
+        }
+        moved
     }
 
     pub(super) fn aggregate(&self, id: &BreakerId) -> Option<Aggregate> {
@@ -402,6 +483,48 @@ mod tests {
             breakers.aggregate(&id()).unwrap().worst.state,
             BreakerState::Closed
         );
+    }
+
+    #[test]
+    fn states_that_passed_between_two_looks_are_shown_one_by_one() {
+        let breakers = Breakers::default();
+        breakers.begin("a", 1);
+        let at = |to: BreakerState, epoch, at| proto::BreakerTransition {
+            id: report("payments", to, at, 0, 0).id,
+            to: to.into(),
+            epoch,
+            at_unix_ms: at,
+            ..Default::default()
+        };
+        let mut first = request(
+            vec![report("payments", BreakerState::Open, 1, 100, 20)],
+            true,
+        );
+        first.transitions = vec![at(BreakerState::Open, 1, 1)];
+        breakers.take("a", 1, &first);
+        let state = || breakers.aggregate(&id()).unwrap().worst.state;
+        assert_eq!(state(), BreakerState::Open);
+        assert!(!breakers.step());
+        let mut back = request(
+            vec![report("payments", BreakerState::Closed, 3, 0, 0)],
+            false,
+        );
+        back.transitions = vec![
+            at(BreakerState::HalfOpen, 2, 2),
+            at(BreakerState::Closed, 3, 3),
+        ];
+        breakers.take("a", 1, &back);
+        assert_eq!(state(), BreakerState::HalfOpen);
+        // A figure that comes meanwhile does not jump ahead.
+        let figures = request(
+            vec![report("payments", BreakerState::Closed, 3, 0, 5)],
+            false,
+        );
+        breakers.take("a", 1, &figures);
+        assert_eq!(state(), BreakerState::HalfOpen);
+        assert!(breakers.step());
+        assert_eq!(state(), BreakerState::Closed);
+        assert!(!breakers.step());
     }
 
     #[test]

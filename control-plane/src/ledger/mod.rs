@@ -4,6 +4,7 @@
 //! Streams write here, each for its own node; the status of every object is
 //! computed from it. Locks are held for a few lines and never across an await.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -95,7 +96,8 @@ pub(crate) struct Presence {
 pub(crate) struct NodeView {
     pub(crate) name: Arc<str>,
     pub(crate) connected: bool,
-    node: Arc<Mutex<Node>>,
+    /// `None` where it never connected.
+    node: Option<Arc<Mutex<Node>>>,
 }
 
 impl Ledger {
@@ -173,12 +175,38 @@ impl Ledger {
                 NodeView {
                     name,
                     connected,
-                    node,
+                    node: Some(node),
                 }
             })
             .collect();
         nodes.sort_by(|a, b| a.name.cmp(&b.name));
         nodes
+    }
+
+    /// The nodes that a status counts, by name. `agents`: those that have an
+    /// agent, where somebody knows; one of them that is not connected is away,
+    /// and one that is away and none of them is gone.
+    pub(crate) fn expected(&self, agents: Option<&BTreeSet<String>>) -> Vec<NodeView> {
+        let mut nodes = self.nodes();
+        let Some(agents) = agents else { return nodes };
+        nodes.retain(|node| node.connected || agents.contains(&*node.name));
+        let known: BTreeSet<Arc<str>> = nodes.iter().map(|node| Arc::clone(&node.name)).collect();
+        let absent = agents.iter().filter(|name| !known.contains(name.as_str()));
+        nodes.extend(absent.map(|name| NodeView {
+            name: name.as_str().into(),
+            connected: false,
+            node: None,
+        }));
+        nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        nodes
+    }
+
+    /// Breakers that passed through several states since they were shown move
+    /// on by one.
+    pub(crate) fn step(&self) {
+        if self.breakers.step() {
+            self.changed.notify_one();
+        }
     }
 
     /// Agents connected now.
@@ -219,7 +247,10 @@ impl Ledger {
 impl NodeView {
     /// What the node does with `version` of each of `services`, the worst first.
     pub(crate) fn verdict(&self, services: &[(ResourceId, Arc<str>)]) -> Verdict {
-        let node = lock(&self.node);
+        let Some(node) = &self.node else {
+            return Verdict::Pending;
+        };
+        let node = lock(node);
         let mut verdict = Verdict::Enforced;
         for (id, version) in services {
             if node.holding.enforced.get(id) == Some(version) {

@@ -1,5 +1,6 @@
 //! The `Reporting` service: how breakers' states and figures come back.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use super::Ledger;
 use super::breakers::{bounded, breaker_id};
 use super::contested;
 use crate::events::{Event, Events, Severity};
+use crate::identity::{Gate, Peer};
 use crate::metrics::Metrics;
 use crate::stop::stopped;
 
@@ -30,22 +32,25 @@ pub(crate) struct Reporter {
     events: Arc<Events>,
     metrics: Arc<Metrics>,
     stop: watch::Receiver<bool>,
+    gate: Gate,
 }
 
 impl Reporter {
     /// Writes reports into `ledger` and transitions into `events`, until `stop`
-    /// is true.
+    /// is true. `gate` decides whose streams are read.
     pub(crate) fn new(
         ledger: Arc<Ledger>,
         events: Arc<Events>,
         metrics: Arc<Metrics>,
         stop: watch::Receiver<bool>,
+        gate: Gate,
     ) -> Reporter {
         Reporter {
             ledger,
             events,
             metrics,
             stop,
+            gate,
         }
     }
 }
@@ -58,10 +63,14 @@ impl Reporting for Reporter {
         &self,
         request: Request<Streaming<proto::ReportRequest>>,
     ) -> Result<Response<Self::ReportStream>, Status> {
+        let peer = self
+            .gate
+            .admit(request.metadata(), request.extensions())
+            .await?;
         let (outbox, responses) = mpsc::channel(OUTBOX);
         let reporter = self.clone();
         tokio::spawn(async move {
-            if let Err(status) = reporter.serve(request.into_inner(), &outbox).await {
+            if let Err(status) = reporter.serve(peer, request.into_inner(), &outbox).await {
                 tracing::debug!(code = ?status.code(), message = status.message(), "a report stream ends");
                 let _ = outbox.try_send(Err(status));
             }
@@ -91,9 +100,11 @@ impl Drop for Speaker {
 impl Reporter {
     async fn serve(
         mut self,
+        peer: Peer,
         mut requests: Streaming<proto::ReportRequest>,
         outbox: &Outbox,
     ) -> Result<(), Status> {
+        let mut worn = pin!(peer.worn());
         let mut speaker: Option<Speaker> = None;
         loop {
             let request = tokio::select! {
@@ -101,6 +112,8 @@ impl Reporter {
                 () = stopped(&mut self.stop) => {
                     return Err(Status::unavailable("the control plane is stopping: reconnect"));
                 }
+                // No error: the agent opens the next with the token that it has by then.
+                () = &mut worn => return Ok(()),
                 request = requests.message() => request?,
             };
             let Some(request) = request else {
@@ -108,7 +121,10 @@ impl Reporter {
             };
             let speaker = match &mut speaker {
                 Some(speaker) => speaker,
-                first => first.insert(self.introduce(&request.node)?),
+                first => {
+                    peer.may_speak_for(&request.node)?;
+                    first.insert(self.introduce(&request.node)?)
+                }
             };
             if !request.node.is_empty() && request.node != speaker.node {
                 return Err(Status::permission_denied(format!(

@@ -15,6 +15,7 @@ use weir_proto::v1alpha1::discovery_server::Discovery;
 use super::session::{Answer, MAX_HELD, Refusal, Session};
 use super::{Catalog, ResourceId};
 use crate::events::{Event, Events, Severity};
+use crate::identity::{Gate, Peer};
 use crate::ledger::{Ledger, Presence, contested};
 use crate::metrics::Metrics;
 use crate::stop::stopped;
@@ -53,12 +54,14 @@ pub(crate) struct Pusher {
     metrics: Arc<Metrics>,
     stop: watch::Receiver<bool>,
     timing: Timing,
+    gate: Gate,
     full_syncs: Arc<Semaphore>,
 }
 
 impl Pusher {
     /// Pushes what `catalog` holds until `stop` is true, and keeps `ledger`
-    /// up to date with what agents answer.
+    /// up to date with what agents answer. `gate` decides whose streams are
+    /// served.
     pub(crate) fn new(
         catalog: watch::Receiver<Arc<Catalog>>,
         ledger: Arc<Ledger>,
@@ -66,6 +69,7 @@ impl Pusher {
         metrics: Arc<Metrics>,
         stop: watch::Receiver<bool>,
         timing: Timing,
+        gate: Gate,
     ) -> Pusher {
         Pusher {
             catalog,
@@ -74,6 +78,7 @@ impl Pusher {
             metrics,
             stop,
             timing,
+            gate,
             full_syncs: Arc::new(Semaphore::new(MAX_FULL_SYNCS)),
         }
     }
@@ -87,10 +92,14 @@ impl Discovery for Pusher {
         &self,
         request: Request<Streaming<proto::DiscoverRequest>>,
     ) -> Result<Response<Self::DiscoverStream>, Status> {
+        let peer = self
+            .gate
+            .admit(request.metadata(), request.extensions())
+            .await?;
         let (outbox, responses) = mpsc::channel(OUTBOX);
         let pusher = self.clone();
         tokio::spawn(async move {
-            if let Err(status) = pusher.serve(request.into_inner(), &outbox).await {
+            if let Err(status) = pusher.serve(peer, request.into_inner(), &outbox).await {
                 tracing::debug!(code = ?status.code(), message = status.message(), "a discovery stream ends");
                 // Full only where the agent does not read; it then sees the end alone.
                 let _ = outbox.try_send(Err(status));
@@ -105,10 +114,12 @@ type Outbox = mpsc::Sender<Result<proto::DiscoverResponse, Status>>;
 impl Pusher {
     async fn serve(
         mut self,
+        peer: Peer,
         mut requests: Streaming<proto::DiscoverRequest>,
         outbox: &Outbox,
     ) -> Result<(), Status> {
         let hello = self.hello(&mut requests).await?;
+        peer.may_speak_for(&hello.node)?;
         let mut session = Session::new(&hello.held, self.timing.endpoints);
         let presence = self.ledger.connect(&hello.node, session.holding())?;
         tracing::info!(
@@ -117,9 +128,14 @@ impl Pusher {
             held = hello.held.len(),
             "agent connected"
         );
-        let ended = self
-            .converse(&mut requests, outbox, &mut session, &presence)
-            .await;
+        let ended = tokio::select! {
+            ended = self.converse(&mut requests, outbox, &mut session, &presence) => ended,
+            // No error: the agent opens the next with the token that it has by then.
+            () = peer.worn() => {
+                tracing::debug!(node = hello.node, "a discovery stream is to be opened anew");
+                return Ok(());
+            }
+        };
         let reason = ended
             .as_ref()
             .err()

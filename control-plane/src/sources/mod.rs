@@ -1,7 +1,7 @@
 //! Where objects come from. Each source gives the same typed objects, whole:
 //! [`Objects`] is everything at one moment, and the model asks nothing else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -11,6 +11,7 @@ use serde_json::Value;
 use weir_crds::v1alpha1::{CircuitBreakerObject, ResiliencePolicy};
 
 pub mod files;
+pub(crate) mod kubernetes;
 pub mod manifest;
 
 use manifest::{ObjectId, Typed};
@@ -68,6 +69,9 @@ pub struct Objects {
     /// The namespace that Weir itself is in: policies for the whole mesh are
     /// written there.
     pub own_namespace: String,
+    /// Nodes that have an agent of Weir's, connected or not; `None` where the
+    /// source cannot tell, as files cannot.
+    pub agents: Option<BTreeSet<String>>,
     /// Objects that cannot be used at all.
     pub refused: BTreeMap<ObjectId, Refused>,
     /// Some manifest cannot be read, so that there may be more objects than these.
@@ -86,6 +90,7 @@ impl Default for Objects {
             slices: BTreeMap::new(),
             namespaces: BTreeMap::new(),
             own_namespace: OWN_NAMESPACE.to_owned(),
+            agents: None,
             refused: BTreeMap::new(),
             partial: false,
             problems: Vec::new(),
@@ -123,7 +128,7 @@ impl Objects {
 }
 
 impl Sourced<()> {
-    fn with<T>(self, object: T) -> Sourced<T> {
+    pub(crate) fn with<T>(self, object: T) -> Sourced<T> {
         let Sourced {
             object: (),
             generation,

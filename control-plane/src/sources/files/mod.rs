@@ -98,7 +98,7 @@ impl Files {
     /// `objects`, until `stop` is true.
     pub async fn run(
         mut self,
-        objects: watch::Sender<Arc<Objects>>,
+        objects: watch::Sender<Option<Arc<Objects>>>,
         mut again: Option<Instant>,
         mut stop: watch::Receiver<bool>,
     ) {
@@ -135,7 +135,7 @@ impl Files {
             };
             again = look.again;
             if let Some(changed) = look.changed {
-                objects.send_replace(Arc::new(changed));
+                objects.send_replace(Some(Arc::new(changed)));
             }
         }
     }

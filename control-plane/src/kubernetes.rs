@@ -1,0 +1,199 @@
+//! The control plane in a cluster: everything that needs an API server, started
+//! together.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::rbac::v1::ClusterRole;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client, Resource as _, ResourceExt as _};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::identity::{self, Identity, Keeper, Lifetimes, Refusals};
+use crate::metrics::Metrics;
+use crate::readiness::Readiness;
+use crate::sources::Objects;
+use crate::sources::kubernetes as source;
+use crate::store::Store;
+use crate::world::Plans;
+use crate::writer::{Writer, lease};
+
+/// A connection to the API server that takes longer has failed.
+const CONNECT: Duration = Duration::from_secs(2);
+/// What the chart makes for the whole cluster and removes with itself: what
+/// Weir makes names it as owner, and goes with it.
+const OWNER: &str = "weir-control-plane";
+
+/// How a control plane runs in a cluster.
+#[derive(Clone, Debug)]
+pub struct Kubernetes {
+    /// How the API server is reached; `None`: as a Pod does it, or as kubectl
+    /// would.
+    pub kubeconfig: Option<PathBuf>,
+    /// The namespace that Weir is in.
+    pub namespace: String,
+    /// Name of this replica, unique among them: that of its Pod.
+    pub instance: String,
+    /// The agents' ServiceAccount, in the same namespace.
+    pub agent_service_account: String,
+    /// How long certificates and streams live.
+    pub lifetimes: Lifetimes,
+}
+
+/// Why there is no way to ask an API server.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nothing usable says where it is.
+    #[error("nothing says how to reach the API server: {0}: give --kubeconfig FILE, set KUBECONFIG, or run in a Pod")]
+    Config(String),
+    /// The configuration cannot be used.
+    #[error("the API server cannot be asked: {0}")]
+    Client(#[from] kube::Error),
+    /// The TLS library refuses its own defaults.
+    #[error("TLS cannot be set up: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+impl Kubernetes {
+    /// Reads how the API server is reached; does not reach for it.
+    pub(crate) async fn open(self) -> Result<Cluster, ClientError> {
+        // One provider of TLS in the whole process; an error says that it is
+        // installed already.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let wrong = |error: &dyn std::fmt::Display| ClientError::Config(error.to_string());
+        let mut config = match &self.kubeconfig {
+            Some(path) => {
+                let read = Kubeconfig::read_from(path).map_err(|error| wrong(&error))?;
+                let options = KubeConfigOptions::default();
+                let config = kube::Config::from_custom_kubeconfig(read, &options).await;
+                config.map_err(|error| wrong(&error))?
+            }
+            None => kube::Config::infer().await.map_err(|error| wrong(&error))?,
+        };
+        config.connect_timeout = Some(CONNECT);
+        let client = Client::try_from(config)?;
+        Ok(Cluster {
+            kubernetes: self,
+            client,
+        })
+    }
+}
+
+/// A cluster that can be asked.
+pub(crate) struct Cluster {
+    kubernetes: Kubernetes,
+    client: Client,
+}
+
+/// What the parts share with the rest of the control plane.
+pub(crate) struct Shared {
+    pub(crate) objects: watch::Sender<Option<Arc<Objects>>>,
+    pub(crate) objects_seen: watch::Receiver<Option<Arc<Objects>>>,
+    pub(crate) plans: watch::Receiver<Arc<Plans>>,
+    pub(crate) store: Arc<Store>,
+    pub(crate) readiness: Arc<Readiness>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+impl Cluster {
+    /// How agents and this control plane know each other.
+    pub(crate) fn identity(&self, refusals: &Arc<Refusals>) -> Result<Identity, ClientError> {
+        let config = identity::Config {
+            client: self.client.clone(),
+            namespace: self.kubernetes.namespace.clone(),
+            agent_service_account: self.kubernetes.agent_service_account.clone(),
+            names: identity::service_names(&self.kubernetes.namespace),
+            lifetimes: self.kubernetes.lifetimes,
+        };
+        Ok(Identity::new(config, refusals)?)
+    }
+
+    /// Starts the source, the keeper of certificates, the Lease and the writer.
+    pub(crate) fn spawn(
+        self,
+        shared: Shared,
+        keeper: Option<Keeper>,
+        tasks: &mut JoinSet<()>,
+        stop: &watch::Receiver<bool>,
+    ) {
+        let Cluster { kubernetes, client } = self;
+        let observed = Arc::default();
+        let (tenure, tenure_seen) = watch::channel(None);
+        tasks.spawn(source::run(
+            client.clone(),
+            kubernetes.namespace.clone(),
+            shared.objects,
+            Arc::clone(&observed),
+            Arc::clone(&shared.readiness),
+            Arc::clone(&shared.metrics),
+            stop.clone(),
+        ));
+        let stopping = stop.clone();
+        tasks.spawn(async move {
+            let mut stop = stopping.clone();
+            let owner = tokio::select! {
+                () = crate::stop::stopped(&mut stop) => return,
+                owner = owner(&client) => owner,
+            };
+            let keeping = async {
+                if let Some(keeper) = keeper {
+                    keeper.run(owner.clone(), stopping.clone()).await;
+                }
+            };
+            let writer = Writer {
+                client: client.clone(),
+                instance: kubernetes.instance.clone(),
+                store: shared.store,
+                observed,
+                objects: shared.objects_seen,
+                plans: shared.plans,
+                tenure: tenure_seen,
+                metrics: shared.metrics,
+                owner: owner.clone(),
+            };
+            let Kubernetes {
+                namespace,
+                instance,
+                ..
+            } = kubernetes;
+            let writing = async {
+                // Before that there is nothing to write, and all would go.
+                tokio::select! {
+                    () = crate::stop::stopped(&mut stop) => return,
+                    () = shared.readiness.is_ready() => {}
+                }
+                let holding = lease::run(client.clone(), namespace, instance, tenure, stopping.clone());
+                tokio::join!(holding, writer.run(stopping.clone()));
+            };
+            tokio::join!(keeping, writing);
+        });
+    }
+}
+
+/// The owner of what Weir makes; `None` where there is none, as without the
+/// chart. An API server that does not answer is asked again.
+async fn owner(client: &Client) -> Option<OwnerReference> {
+    let api: Api<ClusterRole> = Api::all(client.clone());
+    loop {
+        match api.get_opt(OWNER).await {
+            Ok(Some(role)) => {
+                return Some(OwnerReference {
+                    api_version: ClusterRole::api_version(&()).into_owned(),
+                    kind: ClusterRole::kind(&()).into_owned(),
+                    name: role.name_any(),
+                    uid: role.uid()?,
+                    ..OwnerReference::default()
+                });
+            }
+            Ok(None) => return None,
+            Err(kube::Error::Api(status)) if status.is_forbidden() => return None,
+            Err(error) => {
+                tracing::debug!(%error, "the owner of what Weir makes is not known yet");
+                tokio::time::sleep(CONNECT).await;
+            }
+        }
+    }
+}
