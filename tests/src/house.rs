@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::Value;
 use tempfile::TempDir;
-use weir_agent::Agent;
+use weir_agent::{Agent, ControlPlaneAddress};
 use weir_control_plane::{Config, ControlPlane};
 
 use crate::call;
@@ -97,7 +97,11 @@ impl House {
             ControlPlane::start(Config::new(vec![manifests.path().to_owned()])).await?;
         let agent = Agent::start(weir_agent::Config {
             node: "test".into(),
-            control_plane: format!("http://{}", control_plane.grpc_addr()),
+            control_plane: ControlPlaneAddress::new(
+                &format!("http://{}", control_plane.grpc_addr()),
+                None,
+                None,
+            )?,
             proxy: Some(any()),
             admin: Some(any()),
             state_dir: None,
