@@ -1,7 +1,8 @@
 //! What Weir's tests across crates share: a whole Weir in a temporary
 //! directory ([`House`]), destinations that do what a test tells them
 //! ([`Backend`]), callers ([`call`]), the programs of others
-//! ([`programs`]), and a real Kubernetes API server ([`kubernetes`]).
+//! ([`programs`]), a real Kubernetes API server ([`kubernetes`]), and a network
+//! of a test's own ([`netns`]).
 //!
 //! A test writes manifests as a person would and looks at what callers get and
 //! at what the control plane shows. It waits for conditions, each with a bound,
@@ -13,6 +14,7 @@ pub mod backend;
 pub mod call;
 mod house;
 pub mod kubernetes;
+pub mod netns;
 pub mod programs;
 mod wait;
 

@@ -21,6 +21,7 @@ mod pki;
 mod ports;
 mod programs;
 mod server;
+pub mod weir;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -69,9 +70,20 @@ pub struct Cluster {
     pki: Pki,
     programs: Programs,
     directory: Directory,
+    /// Of the user who may do everything.
+    kubeconfig: PathBuf,
     address: SocketAddr,
     /// Where each member of etcd answers its clients.
     etcd_addresses: Vec<SocketAddr>,
+}
+
+/// Whether the programs are there. `false` means that this is not CI, and that a line that begins with `NOT RUN` has
+/// been printed.
+///
+/// # Errors
+/// One is missing on CI.
+pub fn available() -> Result<bool> {
+    Ok(Programs::find()?.is_some())
 }
 
 impl Cluster {
@@ -120,6 +132,7 @@ impl Cluster {
             pki,
             programs,
             directory,
+            kubeconfig: root.join("admin.kubeconfig"),
             address,
             etcd_addresses,
         };
@@ -282,7 +295,7 @@ impl Drop for Directory {
     }
 }
 
-/// The addresses of this machine that a test may meet in objects.
+/// Where servers listen: nobody outside this machine is to reach them.
 fn loopback(port: u16) -> SocketAddr {
     SocketAddr::new(IpAddr::from([127, 0, 0, 1]), port)
 }

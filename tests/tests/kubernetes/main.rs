@@ -1,0 +1,5 @@
+//! Weir on a real API server: what people do with kubectl, and what they see.
+
+#![allow(clippy::print_stdout, reason = "tests print what they measured")]
+
+mod story;
