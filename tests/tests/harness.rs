@@ -1,14 +1,21 @@
 //! The Kubernetes that other tests stand on is a real one: it authorizes, it authenticates, and it comes back with
 //! what it knew.
 
-use anyhow::Result;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
 use k8s_openapi::api::authentication::v1::TokenReview;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::{ListParams, PostParams};
 use serde_json::{Value, json};
-use weir_tests::eventually;
+use tokio::net::TcpStream;
 use weir_tests::kubernetes::{self, Cluster, Options, machine_address};
+use weir_tests::{eventually, eventually_within};
+
+/// How long a cluster may take to start on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// For whom the tokens here are.
 const AUDIENCE: &str = "weir-control-plane";
@@ -216,4 +223,41 @@ async fn a_cluster_of_three_etcds_goes_on_when_the_leader_dies() -> Result<()> {
     })
     .await;
     cluster.shutdown().await
+}
+
+#[tokio::test]
+async fn of_a_cluster_whose_owner_is_killed_nothing_is_left() -> Result<()> {
+    if !kubernetes::available()? {
+        return Ok(());
+    }
+    let home = tempfile::tempdir()?;
+    let place = home.path().join("cluster");
+    let mut owner = tokio::process::Command::new(env!("CARGO_BIN_EXE_weir-cluster"))
+        .arg("serve")
+        .arg(&place)
+        .kill_on_drop(true)
+        .spawn()?;
+    let ready = place.join("ready");
+    eventually_within(PATIENCE, "the cluster", || async {
+        if ready.exists() {
+            Ok(())
+        } else {
+            Err("not yet")
+        }
+    })
+    .await;
+    let kubeconfig = std::fs::read_to_string(place.join("admin.kubeconfig"))?;
+    let url = kubeconfig
+        .split('"')
+        .find_map(|word| word.strip_prefix("https://"));
+    let address: SocketAddr = url.context("a kubeconfig names the server")?.parse()?;
+    TcpStream::connect(address).await?;
+
+    owner.kill().await?;
+    eventually("the end of the API server", || async {
+        let there = TcpStream::connect(address).await.is_ok() || place.exists();
+        if there { Err("still there") } else { Ok(()) }
+    })
+    .await;
+    Ok(())
 }

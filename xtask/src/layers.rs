@@ -97,7 +97,13 @@ pub(crate) fn check(root: &Path) -> anyhow::Result<()> {
         "--filter-platform=x86_64-unknown-linux-gnu",
     ]);
     let metadata: Value = serde_json::from_str(&process::output(&mut metadata)?)?;
-    let broken = broken(&Graph::read(&metadata)?, TABLE);
+    let mut graph = Graph::read(&metadata)?;
+    for row in TABLE {
+        if !row.never.is_empty() || !row.not_itself.is_empty() {
+            graph.alone.insert(row.name, alone(root, row.name)?);
+        }
+    }
+    let broken = broken(&graph, TABLE);
     if !broken.is_empty() {
         bail!(
             "{}\nThe table, and the reasons, are in xtask/src/layers.rs.",
@@ -109,6 +115,42 @@ pub(crate) fn check(root: &Path) -> anyhow::Result<()> {
         TABLE.len()
     );
     Ok(())
+}
+
+/// Which crate uses which by name, dev-dependencies apart.
+type Arrows = BTreeSet<(String, String)>;
+
+/// What a crate is made of when it is built by itself.
+///
+/// `cargo metadata` knows only the features that anybody in the workspace turns on: there `kube` has a client under
+/// `weir-crds` because the control plane wants one.
+fn alone(root: &Path, name: &str) -> anyhow::Result<Arrows> {
+    let mut tree = process::cargo(root);
+    tree.args(["tree", "--locked", "--package", name]);
+    tree.args(["--target", "x86_64-unknown-linux-gnu"]);
+    tree.args(["--edges", "normal,build", "--prefix", "depth"]);
+    Ok(arrows(&process::output(&mut tree)?))
+}
+
+/// Reads lines such as `2serde_core v1.0.229 (*)`: the depth, and the name of what the crate above with one less uses.
+fn arrows(tree: &str) -> Arrows {
+    let mut above: Vec<&str> = Vec::new();
+    let mut arrows = Arrows::new();
+    for line in tree.lines() {
+        let name = line.trim_start_matches(|c: char| c.is_ascii_digit());
+        let (Ok(depth), Some(name)) = (
+            line[..line.len() - name.len()].parse(),
+            name.split(' ').next(),
+        ) else {
+            continue;
+        };
+        above.truncate(depth);
+        if let Some(user) = above.last() {
+            arrows.insert(((*user).to_owned(), name.to_owned()));
+        }
+        above.push(name);
+    }
+    arrows
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -124,6 +166,9 @@ struct Graph<'a> {
     names: BTreeMap<&'a str, &'a str>,
     members: BTreeSet<&'a str>,
     arrows: BTreeMap<&'a str, Vec<(&'a str, Kind)>>,
+    /// For each of Weir's crates that must not reach others: which of the arrows are there when it is built by itself.
+    /// For one without an entry, all.
+    alone: BTreeMap<&'a str, Arrows>,
 }
 
 impl<'a> Graph<'a> {
@@ -142,6 +187,7 @@ impl<'a> Graph<'a> {
             names: BTreeMap::new(),
             members: BTreeSet::new(),
             arrows: BTreeMap::new(),
+            alone: BTreeMap::new(),
         };
         for package in list(&metadata["packages"])? {
             graph
@@ -171,6 +217,12 @@ impl<'a> Graph<'a> {
         self.names.get(id).copied().unwrap_or(id)
     }
 
+    fn is_built(&self, member: &'a str, from: &'a str, to: &'a str) -> bool {
+        let arrow = || (self.name(from).to_owned(), self.name(to).to_owned());
+        let alone = self.alone.get(self.name(member));
+        alone.is_none_or(|alone| alone.contains(&arrow()))
+    }
+
     fn used_by(&self, id: &str) -> &[(&'a str, Kind)] {
         self.arrows.get(id).map_or(&[], Vec::as_slice)
     }
@@ -188,7 +240,7 @@ impl<'a> Graph<'a> {
             }
             for &(used, kind) in self.used_by(id) {
                 let passes = kind == Kind::Ships && (past_members || !self.members.contains(used));
-                if passes && !before.contains_key(used) {
+                if passes && !before.contains_key(used) && self.is_built(from, id, used) {
                     before.insert(used, Some(id));
                     queue.push_back(used);
                 }
@@ -367,6 +419,30 @@ mod tests {
             broken_by(&[("weir-agent", "normal", "a"), ("a", "dev", "kube")]),
             NOTHING
         );
+    }
+
+    #[test]
+    fn what_another_crate_turned_a_feature_on_for_is_not_reached() {
+        let metadata = metadata(&[
+            ("weir-crds", "normal", "kube"),
+            ("kube", "normal", "kube-core"),
+            ("kube", "normal", "kube-client"),
+            ("kube-client", "normal", "tokio"),
+        ]);
+        let mut graph = Graph::read(&metadata).unwrap();
+        assert_eq!(broken(&graph, TABLE).len(), 1);
+        let tree =
+            "0weir-crds v0.1.0 (/weir/crds)\n1kube v5.0.0\n2kube-core v5.0.0\n1serde v1.0.0 (*)\n";
+        graph.alone.insert("weir-crds", arrows(tree));
+        assert_eq!(broken(&graph, TABLE), NOTHING);
+    }
+
+    #[test]
+    fn a_tree_of_lines_with_depths_is_read_as_arrows() {
+        let tree = "0a v1\n1b v1\n2c v1 (proc-macro)\n1d v1 (*)\n";
+        let arrow = |from: &str, to: &str| (from.to_owned(), to.to_owned());
+        let expected = [arrow("a", "b"), arrow("a", "d"), arrow("b", "c")];
+        assert_eq!(arrows(tree), Arrows::from(expected));
     }
 
     #[test]

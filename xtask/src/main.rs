@@ -1,4 +1,5 @@
-//! Weir's development tasks, one command each: `cargo xtask test | lint | generate | layers | bench | tools`.
+//! Weir's development tasks, one command each: `cargo xtask test | lint | generate | layers | bench | tools |
+//! cluster`.
 //!
 //! `test` runs the steps of [`steps`], which are what CI runs. A step may need programs of others; [`tools`] finds
 //! or gets them, and hands their paths to the tests by environment variable. [`layers`] holds the table that says
@@ -8,6 +9,7 @@
     reason = "a command that talks to a person in a terminal"
 )]
 
+mod cluster;
 mod counts;
 mod generate;
 mod layers;
@@ -58,6 +60,11 @@ enum Task {
     },
     /// Get the programs that tests use, and print the variables that tell tests where they are
     Tools,
+    /// Run a Kubernetes API server in the background, to try Weir on; one for each user of this machine
+    Cluster {
+        #[command(subcommand)]
+        action: Option<cluster::Action>,
+    },
 }
 
 /// The checkout, whatever directory the command was given in.
@@ -90,6 +97,7 @@ fn run(task: Task) -> anyhow::Result<bool> {
         Task::Generate { check: true } => generate::check(&root)?,
         Task::Generate { check: false } => generate::write(&root)?,
         Task::Layers => layers::check(&root)?,
+        Task::Cluster { action } => cluster::run(&root, action.unwrap_or_default())?,
         Task::Bench { arguments } => {
             let mut bench = process::cargo(&root);
             bench.args([

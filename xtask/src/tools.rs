@@ -13,6 +13,8 @@ use anyhow::{Context as _, anyhow};
 
 use crate::process;
 
+mod go;
+
 /// A program, and how it is got.
 pub(crate) struct Tool {
     pub(crate) name: &'static str,
@@ -28,6 +30,8 @@ enum Source {
     Crate { version: &'static str },
     /// Python with the packages of `xtask/python-requirements.txt`, in an environment of its own in the cache.
     Python,
+    /// A package of a Go module, built into the cache.
+    Go(go::Package),
 }
 
 impl Tool {
@@ -60,8 +64,27 @@ pub(crate) static CARGO_DENY: Tool = Tool {
     source: Source::Crate { version: "0.20.2" },
 };
 
+/// What a Kubernetes cluster without nodes consists of, and what it is used with.
+pub(crate) static FOR_CLUSTERS: &[&Tool] = &[
+    &go::ETCD,
+    &go::API_SERVER,
+    &go::CONTROLLER_MANAGER,
+    &go::KUBECTL,
+    &go::HELM,
+];
+
 /// What `cargo test` alone has use for.
-pub(crate) static FOR_TESTS: &[&Tool] = &[&CURL, &WRK, &H2LOAD, &PYTHON];
+pub(crate) static FOR_TESTS: &[&Tool] = &[
+    &CURL,
+    &WRK,
+    &H2LOAD,
+    &PYTHON,
+    &go::ETCD,
+    &go::API_SERVER,
+    &go::CONTROLLER_MANAGER,
+    &go::KUBECTL,
+    &go::HELM,
+];
 
 const REQUIREMENTS: &str = include_str!("../python-requirements.txt");
 
@@ -80,7 +103,7 @@ fn on_path(program: &str) -> Option<PathBuf> {
 ///
 /// # Errors
 /// None of `WEIR_CACHE`, `XDG_CACHE_HOME` and `HOME` is set.
-fn cache() -> anyhow::Result<PathBuf> {
+pub(crate) fn cache() -> anyhow::Result<PathBuf> {
     let set = |name| {
         std::env::var_os(name)
             .filter(|value| !value.is_empty())
@@ -107,6 +130,7 @@ impl Tool {
             Source::Apt { .. } => cache.to_owned(),
             Source::Crate { version } => cache.join(format!("{}-{version}", self.name)),
             Source::Python => cache.join(format!("{}-{}", self.name, name_of(REQUIREMENTS))),
+            Source::Go(_) => go::home(cache),
         }
     }
 
@@ -115,13 +139,15 @@ impl Tool {
         match self.source {
             Source::Apt { package } => Some(package),
             Source::Python if python_with_venv().is_none() => Some("python3-venv"),
-            Source::Crate { .. } | Source::Python => None,
+            Source::Go(_) if !go::is_there() => Some("golang-go"),
+            Source::Crate { .. } | Source::Python | Source::Go(_) => None,
         }
     }
 
     fn find(&self, cache: &Path) -> Option<PathBuf> {
-        match self.source {
+        match &self.source {
             Source::Apt { .. } => on_path(self.name),
+            Source::Go(package) => go::find(self.name, package, cache),
             Source::Crate { .. } => {
                 Some(self.home(cache).join("bin").join(self.name)).filter(|path| path.is_file())
             }
@@ -136,7 +162,8 @@ impl Tool {
     /// What gets it, as a person would type it.
     fn command(&self, cache: &Path) -> String {
         let home = self.home(cache);
-        match self.source {
+        match &self.source {
+            Source::Go(package) => go::command(self.name, package, cache),
             Source::Apt { package } => format!("sudo apt-get install {package}"),
             Source::Crate { version } => {
                 format!(
@@ -156,7 +183,8 @@ impl Tool {
 
     fn get(&self, root: &Path, cache: &Path) -> anyhow::Result<()> {
         let home = self.home(cache);
-        match self.source {
+        match &self.source {
+            Source::Go(package) => go::get(self.name, package, root, cache),
             // Packages come before all else, in one go: see `Tools::get`.
             Source::Apt { .. } => Ok(()),
             Source::Crate { version } => {
@@ -324,7 +352,10 @@ impl Tools {
         fs::create_dir_all(&cache).with_context(|| format!("cannot make {}", cache.display()))?;
         // Two runs at once must not build the same tool in the same place.
         let lock = fs::File::create(cache.join("lock"))?;
-        lock.lock()?;
+        if lock.try_lock().is_err() {
+            println!("Another run is getting programs: waiting for it.");
+            lock.lock()?;
+        }
         let mut tools = Self {
             found: BTreeMap::new(),
             variables: BTreeMap::new(),

@@ -22,8 +22,8 @@ const TOKEN_LIFETIME: u32 = 3600;
 
 impl Cluster {
     /// The kubeconfig of a user who may do everything.
-    pub fn kubeconfig(&self) -> PathBuf {
-        self.directory().join("admin.kubeconfig")
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
     }
 
     /// A client that may do everything. It belongs to the runtime in which it was made.
@@ -31,7 +31,7 @@ impl Cluster {
     /// # Errors
     /// The kubeconfig has gone.
     pub async fn client(&self) -> Result<Client> {
-        client(&self.kubeconfig()).await
+        client(&self.kubeconfig).await
     }
 
     /// Runs the real `kubectl` to its end, as the user who may do everything; returns its standard output.
@@ -67,7 +67,7 @@ impl Cluster {
     fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
         command
-            .env("KUBECONFIG", self.kubeconfig())
+            .env("KUBECONFIG", &self.kubeconfig)
             .env("HOME", self.directory())
             .env("KUBECACHEDIR", self.directory().join("kubectl-cache"))
             .env("KUBERC", "off")

@@ -27,7 +27,7 @@ impl Guard {
     pub(super) fn watch(directory: &Path) -> Result<Guard> {
         // The last act needs a session of its own: it kills the group that the shell is in.
         const SCRIPT: &str =
-            r#"read -r _; exec setsid sh -c 'kill -KILL -- "-$0"; rm -rf -- "$1"' $$ "$0""#;
+            r#"read -r _; exec setsid sh -c 'kill -s KILL -- "-$0"; rm -rf -- "$1"' $$ "$0""#;
         let shell = Command::new("sh")
             .args(["-c", SCRIPT])
             .arg(directory)

@@ -1,0 +1,42 @@
+//! `cargo xtask cluster`: a Kubernetes API server for a person, the one that tests use.
+use std::path::Path;
+
+use anyhow::bail;
+use clap::Subcommand;
+
+use crate::process::{self, cargo};
+use crate::tools::{self, Tools};
+
+/// What is to be done with the cluster.
+#[derive(Clone, Copy, Default, Subcommand)]
+pub(crate) enum Action {
+    /// Start it, or find the one that runs, and print how to reach it; the same as no word at all
+    #[default]
+    Up,
+    /// End it, and remove its files
+    Down,
+}
+
+/// Gets the programs and hands over to `weir-cluster` of `weir-tests`.
+///
+/// # Errors
+/// A program is missing, or the cluster cannot be started or ended.
+pub(crate) fn run(root: &Path, action: Action) -> anyhow::Result<()> {
+    let cluster = tools::cache()?.join("cluster");
+    let mut command = cargo(root);
+    command.args(["run", "--locked"]);
+    command.args(["--package", "weir-tests", "--bin", "weir-cluster", "--"]);
+    match action {
+        Action::Up => {
+            let tools = Tools::get(root, tools::FOR_CLUSTERS)?;
+            if !tools.missing().is_empty() {
+                bail!("{}", tools.missing().join("\n!! "));
+            }
+            command.arg("up").envs(tools.environment());
+        }
+        Action::Down => {
+            command.arg("down");
+        }
+    }
+    process::run(command.arg(cluster))
+}
