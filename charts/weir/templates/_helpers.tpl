@@ -7,10 +7,16 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
-{{/* What selects the pods of a component; it can never change. (list "agent") */}}
+{{/* What selects the pods of a component; it can never change. Given as (list "agent"). */}}
 {{- define "weir.selector" -}}
 app.kubernetes.io/name: weir
 app.kubernetes.io/component: {{ index . 0 }}
+{{- end -}}
+
+{{/* Labels of those pods, given as (list "agent" release): none that changes with the chart, or every upgrade would start them anew. */}}
+{{- define "weir.podLabels" -}}
+{{ include "weir.selector" . }}
+app.kubernetes.io/instance: {{ index . 1 }}
 {{- end -}}
 
 {{- define "weir.image" -}}

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use serde_json::{Value, json};
-use weir_crds::crd::{API_VERSION, INSTALL_COMMAND};
-use weir_tests::eventually_within;
+use tokio::process::{Child, Command};
+use weir_crds::crd::INSTALL_COMMAND;
 use weir_tests::kubernetes::Cluster;
+use weir_tests::{eventually_within, programs};
 
 use crate::{NAMESPACE, path};
 
@@ -27,13 +27,18 @@ async fn uninstall(cluster: &Cluster, release: &str) {
     cluster.helm(&arguments).await.unwrap();
 }
 
+/// What `kubectl get` prints with these arguments.
+async fn read(cluster: &Cluster, arguments: &[&str]) -> Result<String> {
+    let mut words = vec!["get", "--namespace", NAMESPACE];
+    words.extend(arguments);
+    cluster.kubectl(&words).await
+}
+
 /// Waits until `kubectl get` with these arguments prints `wanted`.
 async fn shows(cluster: &Cluster, arguments: &[&str], wanted: &str) {
     let what = format!("{arguments:?} to print {wanted:?}");
     eventually_within(PATIENCE, &what, async || {
-        let mut words = vec!["get", "--namespace", NAMESPACE];
-        words.extend(arguments);
-        match cluster.kubectl(&words).await?.trim() {
+        match read(cluster, arguments).await?.trim() {
             found if found == wanted => Ok(()),
             found => bail!("{found}"),
         }
@@ -105,65 +110,46 @@ async fn left(cluster: &Cluster, before: &[String]) {
     .await;
 }
 
-/// The control plane's part, with its rights: it fills what the chart brings empty, and makes a breaker that belongs
-/// to the release.
-async fn act_as_the_control_plane(cluster: &Cluster) {
-    let weir = format!("--as=system:serviceaccount:{NAMESPACE}:weir-control-plane");
-    let read = async |kind: &str, name: &str| -> Value {
-        let get = ["get", kind, name, "-n", NAMESPACE, "-o", "json", &weir];
-        serde_json::from_str(&cluster.kubectl(&get).await.unwrap()).unwrap()
-    };
-    for kind in ["secret", "configmap"] {
-        let mut object = read(kind, "weir-ca").await;
-        assert!(object.get("data").is_none(), "{object}");
-        object["data"] = json!({"ca.crt": "a2VwdA=="});
-        let replace = ["replace", "--filename=-", &weir];
-        let replaced = cluster.kubectl_in(&replace, &object.to_string()).await;
-        replaced.unwrap();
+/// A control plane with the rights of the release's, once it has put in the cluster what it keeps there. Killed when
+/// dropped.
+async fn control_plane(cluster: &Cluster) -> Child {
+    let account = cluster.kubeconfig_of(NAMESPACE, "weir-control-plane", None);
+    let mut weir = Command::new(programs::weir());
+    weir.args(["control-plane", "--kubernetes", "--kubeconfig"])
+        .arg(account.await.unwrap())
+        .args(["--namespace", NAMESPACE])
+        .args(["--grpc", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
+        .kill_on_drop(true);
+    let process = weir.spawn().unwrap();
+    for (object, namespace, there) in [
+        ("secret/weir-ca", NAMESPACE, r"jsonpath={.data.ca\.crt}"),
+        ("configmap/weir-ca", NAMESPACE, r"jsonpath={.data.ca\.crt}"),
+        (
+            "lease/weir-control-plane",
+            NAMESPACE,
+            "jsonpath={.spec.holderIdentity}",
+        ),
+        ("circuitbreaker/payments", "shop", "create"),
+    ] {
+        let (there, patience) = (format!("--for={there}"), "--timeout=90s");
+        let wait = ["wait", object, "--namespace", namespace, &there, patience];
+        cluster.kubectl(&wait).await.unwrap();
     }
-    let mut lease = read("lease", "weir-control-plane").await;
-    lease["spec"] = json!({"holderIdentity": "weir-control-plane-0"});
-    let replace = ["replace", "--filename=-", &weir];
-    cluster
-        .kubectl_in(&replace, &lease.to_string())
-        .await
-        .unwrap();
-
-    let role = read("clusterrole", "weir-control-plane").await;
-    let breaker = json!({
-        "apiVersion": API_VERSION,
-        "kind": "CircuitBreaker",
-        "metadata": {
-            "name": "payments",
-            "namespace": "shop",
-            "ownerReferences": [{
-                "apiVersion": role["apiVersion"],
-                "kind": role["kind"],
-                "name": role["metadata"]["name"],
-                "uid": role["metadata"]["uid"],
-            }],
-        },
-    });
-    let manager = "--field-manager=weir-control-plane";
-    let apply = ["apply", "--server-side", manager, "--filename=-", &weir];
-    let applied = cluster.kubectl_in(&apply, &breaker.to_string()).await;
-    applied.unwrap();
+    process
 }
 
-/// What it put there is there.
-async fn its_part_is_kept(cluster: &Cluster) {
+/// What it keeps there, but the breakers.
+async fn kept(cluster: &Cluster) -> String {
     let kept = [
-        "secret,configmap",
-        "--field-selector=metadata.name=weir-ca",
-        "--output=jsonpath={.items[*].data}",
+        "get",
+        "secret/weir-ca",
+        "configmap/weir-ca",
+        "lease/weir-control-plane",
+        "--namespace",
+        NAMESPACE,
+        "--output=jsonpath={range .items[*]}{.data}{.spec.holderIdentity}{.spec.leaseTransitions}{end}",
     ];
-    let both = r#"{"ca.crt":"a2VwdA=="} {"ca.crt":"a2VwdA=="}"#;
-    shows(cluster, &kept, both).await;
-    let holder = "--output=jsonpath={.spec.holderIdentity}";
-    let lease = ["lease", "weir-control-plane", holder];
-    shows(cluster, &lease, "weir-control-plane-0").await;
-    let breakers = ["circuitbreakers", "--all-namespaces", "--output=name"];
-    shows(cluster, &breakers, "circuitbreaker.weir.dev/payments").await;
+    cluster.kubectl(&kept).await.unwrap()
 }
 
 #[tokio::test]
@@ -192,7 +178,15 @@ async fn a_release_is_upgraded_and_rolled_back_and_leaves_the_kinds_and_nothing_
     install(&cluster, "weir-crds", &[]).await.unwrap();
     install(&cluster, "weir", &[]).await.unwrap();
     pods_are_made(&cluster).await;
-    act_as_the_control_plane(&cluster).await;
+    let process = control_plane(&cluster).await;
+    let kept_at_first = kept(&cluster).await;
+    let breaker = [
+        "circuitbreaker",
+        "payments",
+        "--namespace=shop",
+        "--output=jsonpath={.metadata.uid}",
+    ];
+    let breaker_at_first = read(&cluster, &breaker).await.unwrap();
 
     let replicas = [
         "deployment",
@@ -202,15 +196,19 @@ async fn a_release_is_upgraded_and_rolled_back_and_leaves_the_kinds_and_nothing_
     let three = ["--set", "controlPlane.replicas=3"];
     install(&cluster, "weir", &three).await.unwrap();
     shows(&cluster, &replicas, "3").await;
-    its_part_is_kept(&cluster).await;
+    assert_eq!(kept(&cluster).await, kept_at_first);
     let back = ["rollback", "weir", "1", "--namespace", NAMESPACE];
     cluster.helm(&back).await.unwrap();
     shows(&cluster, &replicas, "2").await;
-    its_part_is_kept(&cluster).await;
+    assert_eq!(kept(&cluster).await, kept_at_first);
 
+    assert_eq!(read(&cluster, &breaker).await.unwrap(), breaker_at_first);
+
+    // It may end later than its rights: what it kept is not made again.
     uninstall(&cluster, "weir").await;
     uninstall(&cluster, "weir-crds").await;
     left(&cluster, &before).await;
+    drop(process);
     install(&cluster, "weir", &[]).await.unwrap();
     pods_are_made(&cluster).await;
     cluster.shutdown().await.unwrap();
