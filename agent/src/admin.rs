@@ -175,13 +175,8 @@ impl Admin {
         let now = self.clock.now();
         let snapshot = self.shared.snapshot.load_full();
         let all: Vec<_> = snapshot
-            .services
-            .iter()
-            .flat_map(|s| {
-                s.breakers
-                    .iter()
-                    .map(move |b| (&s.id, b, b.machine.status(now)))
-            })
+            .breakers()
+            .map(|(id, breaker)| (id, breaker, breaker.machine.status(now)))
             .collect();
         head(
             out,

@@ -32,6 +32,10 @@ pub struct Config {
     pub node: String,
     /// Where the control plane is.
     pub control_plane: ControlPlaneAddress,
+    /// The namespace that callers are taken to be in, so that policies of its
+    /// own hold for their calls; `None`: unknown, and the policies of the
+    /// destinations' owners hold.
+    pub caller_namespace: Option<String>,
     /// Address of the explicit HTTP proxy, if there shall be one. Port 0:
     /// any free one.
     pub proxy: Option<SocketAddr>,
@@ -98,7 +102,7 @@ impl Agent {
             |worker, id, io, target| Box::pin(connection::serve(worker, id, io, target));
         let control_plane = ControlPlane::new(config.control_plane);
         let workers = config.workers.get();
-        let shared = Arc::new(Shared::new(workers));
+        let shared = Arc::new(Shared::new(workers, config.caller_namespace));
         let registry = Arc::new(Registry::new(workers));
         let store = match &config.state_dir {
             None => None,

@@ -15,7 +15,7 @@ use crate::clock::Clock;
 use crate::features;
 use crate::listeners::{Listeners, Prepared};
 use crate::registry::{Moment, Registry};
-use crate::snapshot::{Service, Snapshot};
+use crate::snapshot::{Consumer, Service, Snapshot};
 use crate::worker::{Command, Commands, Shared, Target};
 
 /// A resource that is in force.
@@ -42,10 +42,17 @@ pub(crate) struct Configuration {
     shared: Arc<Shared>,
     workers: Commands,
     listeners: Mutex<Listeners>,
-    /// `namespace/service` → policy and endpoints.
+    /// `namespace/service` → policy and endpoints; `namespace/service@consumer` →
+    /// policy for the calls from one namespace.
     services: BTreeMap<String, InForce<config::Service>>,
     endpoints: BTreeMap<String, InForce<config::Endpoints>>,
-    built: BTreeMap<String, Arc<Service>>,
+    built: BTreeMap<String, Built>,
+}
+
+/// A resource made ready for requests.
+enum Built {
+    Service(Arc<Service>),
+    Consumer(Arc<Consumer>),
 }
 
 impl Configuration {
@@ -225,14 +232,32 @@ impl Configuration {
         for name in changed {
             match self.services.get(name) {
                 Some(service) => {
-                    let endpoints = self.endpoints.get(name).map(|e| &e.value);
-                    let built = Service::build(&service.value, endpoints, &self.registry, moment);
-                    self.built.insert(name.clone(), Arc::new(built));
+                    let (config, registry) = (&service.value, &self.registry);
+                    let built = match &config.consumer {
+                        None => {
+                            let endpoints = self.endpoints.get(name).map(|e| &e.value);
+                            let service = Service::build(config, endpoints, registry, moment);
+                            Built::Service(Arc::new(service))
+                        }
+                        Some(consumer) => {
+                            let consumer = Consumer::build(config, consumer, registry, moment);
+                            Built::Consumer(Arc::new(consumer))
+                        }
+                    };
+                    self.built.insert(name.clone(), built);
                 }
                 None => drop(self.built.remove(name)),
             }
         }
-        let snapshot = Arc::new(Snapshot::new(self.built.values().cloned().collect()));
+        let mut services = Vec::new();
+        let mut consumers = Vec::new();
+        for built in self.built.values() {
+            match built {
+                Built::Service(service) => services.push(service.clone()),
+                Built::Consumer(consumer) => consumers.push(consumer.clone()),
+            }
+        }
+        let snapshot = Arc::new(Snapshot::new(services, consumers));
         let mut wanted: HashMap<Target, SocketAddr> = snapshot
             .services
             .iter()

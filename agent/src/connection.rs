@@ -122,19 +122,21 @@ impl Caller {
 }
 
 impl Target {
-    /// The service and port that a request to `authority` goes to. Where the
-    /// listener belongs to a service, what the caller wrote does not matter.
+    /// The service and port that a request to `authority` goes to, for a caller
+    /// from `namespace`. Where the listener belongs to a service, what the caller
+    /// wrote does not matter.
     pub(crate) fn resolve(
         &self,
         snapshot: &Held,
         authority: Option<&str>,
+        namespace: Option<&str>,
     ) -> Result<Place, Answer> {
         match self {
             Target::Port(id, number) => {
                 let service = snapshot.find(id);
                 let place = service.and_then(|service| {
                     let port = snapshot.services[service].port(*number)?;
-                    Some(Place { service, port })
+                    Some(snapshot.place(service, port, namespace))
                 });
                 place.ok_or_else(|| Answer::UnknownDestination {
                     host: id.to_string(),
@@ -164,7 +166,7 @@ impl Target {
                         hint: format!("its ports are {}", known.join(", ")),
                     }
                 })?;
-                Ok(Place { service, port })
+                Ok(snapshot.place(service, port, namespace))
             }
         }
     }

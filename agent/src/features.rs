@@ -11,6 +11,7 @@ pub const FEATURES: &[&str] = &[
     "circuitBreaker",
     "bulkheads",
     "loadShedding.concurrency.max",
+    "consumerPolicies",
 ];
 
 /// Those of `required` that this agent lacks.

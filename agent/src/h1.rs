@@ -209,7 +209,7 @@ impl Session {
             };
             let snapshot = worker.snapshot();
             let place = target
-                .resolve(&snapshot, head.authority())
+                .resolve(&snapshot, head.authority(), worker.callers_namespace())
                 .inspect_err(|_| worker.shared.unrouted())
                 .map_err(refuse)?;
             let port = &snapshot.services[place.service].ports[place.port];

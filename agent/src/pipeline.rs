@@ -36,6 +36,9 @@ pub(crate) type Held = Rc<Arc<Snapshot>>;
 pub(crate) struct Place {
     pub(crate) service: usize,
     pub(crate) port: usize,
+    /// Where the caller's namespace has rules of its own: which of the service's
+    /// consumers, and the port there.
+    pub(crate) consumer: Option<(usize, usize)>,
 }
 
 /// What the pipeline needs to know of a request besides its head.
@@ -159,7 +162,10 @@ struct Try {
 pub(crate) struct Exchange {
     snapshot: Held,
     place: Place,
+    /// At the caller's side.
     route: Option<usize>,
+    /// At the destination, where its owner's routes count, whoever calls.
+    destination_route: Option<usize>,
     shard: usize,
     facts: RequestFacts,
     method: http::Method,
@@ -219,19 +225,22 @@ impl Exchange {
         facts: RequestFacts,
         now: Time,
     ) -> Result<Exchange, Answer> {
-        let port = &snapshot.services[place.service].ports[place.port];
-        let route = port
-            .routes
-            .iter()
-            .position(|r| r.matches.is_empty() || r.matches.iter().any(|m| m.matches(request)));
+        let (at_caller, at_destination) =
+            (snapshot.at_caller(place), snapshot.at_destination(place));
+        let route = at_caller.route(request);
+        let destination_route = match place.consumer {
+            None => route,
+            Some(_) => at_destination.route(request),
+        };
         let mut exchange = Exchange {
             snapshot: snapshot.clone(),
             place,
             route,
+            destination_route,
             shard,
             facts,
             method,
-            idempotent: route.is_some_and(|r| port.routes[r].idempotent),
+            idempotent: at_caller.is_idempotent(route),
             started: now,
             deadline: None,
             stream_deadline: None,
@@ -244,13 +253,14 @@ impl Exchange {
             seen: now,
             finished: false,
         };
-        let rules = port.rules_of(route);
+        let rules = at_caller.of(route);
         if let Some((_, budget)) = &rules.retries {
             budget.request(shard, now);
         }
         exchange.deadline = enforced(rules).and_then(|t| t.request).map(|t| now + t);
         let in_partition = |headers: &[HeaderMatch]| headers.iter().all(|h| h.matches(request));
-        exchange.destination = rules
+        exchange.destination = at_destination
+            .of(destination_route)
             .destination_bulkheads
             .iter()
             .position(|b| in_partition(&b.config.headers));
@@ -659,10 +669,9 @@ impl Exchange {
     fn take_endpoint(&mut self, endpoint: usize, now: Time) -> Result<(), Answer> {
         let snapshot = self.snapshot.clone();
         let (_, port) = self.place_in(&snapshot);
-        let seat = match self
-            .destination
-            .map(|d| &port.rules_of(self.route).destination_bulkheads[d])
-        {
+        let rules = snapshot.at_destination(self.place);
+        let rules = rules.of(self.destination_route);
+        let seat = match self.destination.map(|d| &rules.destination_bulkheads[d]) {
             None => None,
             Some(b) => self.enter(&b.machines[endpoint], &b.name, &b.config, now)?,
         };
@@ -686,8 +695,8 @@ impl Exchange {
 
     fn enter_limit(&mut self, now: Time) -> Result<(), Answer> {
         let snapshot = self.snapshot.clone();
-        let (_, port) = self.place_in(&snapshot);
-        let Some(shedding) = &port.rules_of(self.route).shedding else {
+        let rules = snapshot.at_destination(self.place);
+        let Some(shedding) = &rules.of(self.destination_route).shedding else {
             return Ok(());
         };
         let Some(current) = &mut self.current else {
@@ -760,8 +769,7 @@ impl Exchange {
         random: u64,
     ) -> Option<Duration> {
         let snapshot = self.snapshot.clone();
-        let (_, port) = self.place_in(&snapshot);
-        let rules = port.rules_of(self.route);
+        let rules = snapshot.at_caller(self.place).of(self.route);
         let (policy, budget) = rules.retries.as_ref()?;
         let request = retry::Request {
             method: self.method.as_str(),
@@ -929,7 +937,7 @@ impl Exchange {
     }
 
     fn rules(&self) -> &Rules {
-        self.port().rules_of(self.route)
+        self.snapshot.at_caller(self.place).of(self.route)
     }
 }
 

@@ -204,25 +204,23 @@ impl Reporter {
         let mut breakers = Vec::new();
         let mut seen: HashMap<BreakerName, ()> = HashMap::new();
         let mut fresh = Vec::new();
-        for service in &snapshot.services {
-            for named in &service.breakers {
-                let name = (service.id.clone(), named.key.clone());
-                fresh.clear();
-                named.machine.poll(now, &mut fresh);
-                for transition in &fresh {
-                    self.note(&name, named, transition);
-                    transitions.push(self.transition(&name, named.shadow, transition));
-                }
-                let known = untold.known.get(&name);
-                if !fresh.is_empty() || figures || known.is_none() {
-                    let report = self.report(&name, named);
-                    if known != Some(&report) {
-                        untold.known.insert(name.clone(), report.clone());
-                        breakers.push(report);
-                    }
-                }
-                seen.insert(name, ());
+        for (service, named) in snapshot.breakers() {
+            let name = (service.clone(), named.key.clone());
+            fresh.clear();
+            named.machine.poll(now, &mut fresh);
+            for transition in &fresh {
+                self.note(&name, named, transition);
+                transitions.push(self.transition(&name, named.shadow, transition));
             }
+            let known = untold.known.get(&name);
+            if !fresh.is_empty() || figures || known.is_none() {
+                let report = self.report(&name, named);
+                if known != Some(&report) {
+                    untold.known.insert(name.clone(), report.clone());
+                    breakers.push(report);
+                }
+            }
+            seen.insert(name, ());
         }
         let mut removed = Vec::new();
         untold.known.retain(|name, _| {

@@ -11,9 +11,10 @@ use weir_resilience::breaker::Breaker;
 use weir_resilience::budget::Budget;
 use weir_resilience::bulkhead::Bulkhead;
 use weir_resilience::config;
-use weir_resilience::config::ServiceId;
+use weir_resilience::config::{RequestView, ServiceId};
 
 use crate::metrics::PortMetrics;
+use crate::pipeline::Place;
 use crate::registry::{Moment, Registry};
 
 /// Everything that is enforced at one moment.
@@ -21,6 +22,9 @@ use crate::registry::{Moment, Registry};
 pub(crate) struct Snapshot {
     /// Ordered by identity.
     pub(crate) services: Vec<Arc<Service>>,
+    /// For each service the namespaces whose calls have rules of their own,
+    /// ordered by name.
+    consumers: Vec<Vec<Arc<Consumer>>>,
     by_id: HashMap<ServiceId, usize>,
     /// Names that have exactly one service; `None` where several share it.
     by_name: HashMap<String, Option<usize>>,
@@ -33,6 +37,19 @@ pub(crate) struct Service {
     pub(crate) ports: Vec<Port>,
     /// Every breaker of its policies, each key once.
     pub(crate) breakers: Vec<NamedBreaker>,
+}
+
+/// What stands at the callers' side in place of a service's own rules, for the
+/// calls from one namespace.
+pub(crate) struct Consumer {
+    /// The service.
+    id: ServiceId,
+    /// The callers' namespace.
+    namespace: String,
+    /// By the service's port number.
+    ports: Vec<(u16, RuleSet)>,
+    /// The breakers that it does not share with the service itself.
+    breakers: Vec<NamedBreaker>,
 }
 
 /// A breaker and what reports say about it.
@@ -48,17 +65,23 @@ pub(crate) struct Port {
     pub(crate) number: u16,
     pub(crate) protocol: config::Protocol,
     pub(crate) listen: Option<SocketAddr>,
-    pub(crate) rules: Rules,
-    pub(crate) routes: Vec<Route>,
+    pub(crate) rules: RuleSet,
     pub(crate) endpoints: Vec<Endpoint>,
     pub(crate) metrics: Arc<PortMetrics>,
 }
 
+/// The rules of a port's requests, by route.
+pub(crate) struct RuleSet {
+    /// For requests that no route matches.
+    rest: Rules,
+    routes: Vec<Route>,
+}
+
 /// A route with its rules.
-pub(crate) struct Route {
-    pub(crate) matches: Vec<config::Match>,
-    pub(crate) idempotent: bool,
-    pub(crate) rules: Rules,
+struct Route {
+    matches: Vec<config::Match>,
+    idempotent: bool,
+    rules: Rules,
 }
 
 /// A policy and the machines that carry it out. Machines outlive the snapshot:
@@ -109,7 +132,9 @@ pub(crate) struct Endpoint {
 }
 
 impl Snapshot {
-    pub(crate) fn new(services: Vec<Arc<Service>>) -> Snapshot {
+    /// Both must be ordered: services by identity, consumers by their namespace
+    /// within a service's. One whose service is not there waits for it.
+    pub(crate) fn new(services: Vec<Arc<Service>>, consumers: Vec<Arc<Consumer>>) -> Snapshot {
         let mut by_id = HashMap::with_capacity(services.len());
         let mut by_name = HashMap::new();
         for (index, service) in services.iter().enumerate() {
@@ -125,11 +150,62 @@ impl Snapshot {
                 );
             }
         }
+        let mut of_service = vec![Vec::new(); services.len()];
+        for consumer in consumers {
+            if let Some(index) = by_id.get(&consumer.id) {
+                of_service[*index].push(consumer);
+            }
+        }
+        for consumers in &mut of_service {
+            consumers.sort_by(|a, b| a.namespace.cmp(&b.namespace));
+        }
         Snapshot {
             services,
+            consumers: of_service,
             by_id,
             by_name,
         }
+    }
+
+    /// The place of a port, as callers from `namespace` find it; `None`: from
+    /// nobody knows where, and then what the service's owner says counts.
+    pub(crate) fn place(&self, service: usize, port: usize, namespace: Option<&str>) -> Place {
+        let consumer = namespace.and_then(|namespace| {
+            let of_service = &self.consumers[service];
+            let found = of_service.binary_search_by(|c| c.namespace.as_str().cmp(namespace));
+            let consumer = found.ok()?;
+            let number = self.services[service].ports[port].number;
+            let ports = &of_service[consumer].ports;
+            let port = ports.iter().position(|(of, _)| *of == number)?;
+            Some((consumer, port))
+        });
+        Place {
+            service,
+            port,
+            consumer,
+        }
+    }
+
+    /// What holds at the caller's side.
+    pub(crate) fn at_caller(&self, place: Place) -> &RuleSet {
+        match place.consumer {
+            Some((consumer, port)) => &self.consumers[place.service][consumer].ports[port].1,
+            None => self.at_destination(place),
+        }
+    }
+
+    /// What holds at the destination: its owner's word, whoever calls.
+    pub(crate) fn at_destination(&self, place: Place) -> &RuleSet {
+        &self.services[place.service].ports[place.port].rules
+    }
+
+    /// Every breaker, each once, with its service.
+    pub(crate) fn breakers(&self) -> impl Iterator<Item = (&ServiceId, &NamedBreaker)> {
+        self.services.iter().enumerate().flat_map(|(n, service)| {
+            let consumers = self.consumers[n].iter().flat_map(|c| &c.breakers);
+            let breakers = service.breakers.iter().chain(consumers);
+            breakers.map(|breaker| (&service.id, breaker))
+        })
     }
 
     /// The place of a service, by its identity.
@@ -179,22 +255,11 @@ impl Service {
             let places: &[config::Endpoint] = endpoints
                 .and_then(|e| e.ports.iter().find(|(number, _)| *number == port.number))
                 .map_or(&[], |(_, places)| places);
-            let rules =
-                |policy: &config::Policy| rules(&config.id, policy, places, registry, moment);
             Port {
                 number: port.number.get(),
                 protocol: port.protocol,
                 listen: port.listen,
-                rules: rules(&port.policy),
-                routes: port
-                    .routes
-                    .iter()
-                    .map(|route| Route {
-                        matches: route.matches.clone(),
-                        idempotent: route.idempotent,
-                        rules: rules(&route.policy),
-                    })
-                    .collect(),
+                rules: RuleSet::build(&config.id, port, places, registry, moment),
                 endpoints: places
                     .iter()
                     .map(|e| Endpoint {
@@ -206,20 +271,7 @@ impl Service {
             }
         });
         let ports: Vec<Port> = ports.collect();
-        let mut breakers: Vec<NamedBreaker> = Vec::new();
-        let rules = ports
-            .iter()
-            .flat_map(|p| std::iter::once(&p.rules).chain(p.routes.iter().map(|r| &r.rules)));
-        for (of, machine) in rules.filter_map(|r| r.breaker.as_ref()) {
-            if breakers.iter().all(|known| known.key != of.key) {
-                let shadow = of.mode == config::Mode::Shadow;
-                breakers.push(NamedBreaker {
-                    key: of.key.clone(),
-                    shadow,
-                    machine: machine.clone(),
-                });
-            }
-        }
+        let breakers = named_breakers(ports.iter().map(|port| &port.rules));
         Service {
             id: config.id.clone(),
             label: config.id.to_string().into(),
@@ -233,11 +285,90 @@ impl Service {
     }
 }
 
-impl Port {
-    /// The rules of a route, or of what no route matches.
-    pub(crate) fn rules_of(&self, route: Option<usize>) -> &Rules {
-        route.map_or(&self.rules, |r| &self.routes[r].rules)
+impl Consumer {
+    /// Puts together what `config` says for the calls from `namespace`. What it
+    /// inherits from the service's owner has the owner's machines.
+    pub(crate) fn build(
+        config: &config::Service,
+        namespace: &str,
+        registry: &Registry,
+        moment: Moment,
+    ) -> Consumer {
+        let rules = |port| RuleSet::build(&config.id, port, &[], registry, moment);
+        let ports: Vec<_> = config
+            .ports
+            .iter()
+            .map(|port| (port.number.get(), rules(port)))
+            .collect();
+        let mut breakers = named_breakers(ports.iter().map(|(_, rules)| rules));
+        // The service reports those that it shares.
+        breakers.retain(|breaker| breaker.key.contains('/'));
+        Consumer {
+            id: config.id.clone(),
+            namespace: namespace.to_owned(),
+            ports,
+            breakers,
+        }
     }
+}
+
+impl RuleSet {
+    fn build(
+        id: &ServiceId,
+        port: &config::Port,
+        places: &[config::Endpoint],
+        registry: &Registry,
+        moment: Moment,
+    ) -> RuleSet {
+        let rules = |policy: &config::Policy| rules(id, policy, places, registry, moment);
+        let route = |route: &config::Route| Route {
+            matches: route.matches.clone(),
+            idempotent: route.idempotent,
+            rules: rules(&route.policy),
+        };
+        RuleSet {
+            rest: rules(&port.policy),
+            routes: port.routes.iter().map(route).collect(),
+        }
+    }
+
+    /// The first route that matches `request`.
+    pub(crate) fn route(&self, request: &impl RequestView) -> Option<usize> {
+        let matches = |route: &Route| {
+            route.matches.is_empty() || route.matches.iter().any(|m| m.matches(request))
+        };
+        self.routes.iter().position(matches)
+    }
+
+    /// The rules of a route, or of what no route matches.
+    pub(crate) fn of(&self, route: Option<usize>) -> &Rules {
+        route.map_or(&self.rest, |r| &self.routes[r].rules)
+    }
+
+    /// Whether repeating a request of this route is harmless.
+    pub(crate) fn is_idempotent(&self, route: Option<usize>) -> bool {
+        route.is_some_and(|r| self.routes[r].idempotent)
+    }
+}
+
+/// The breakers of `ports`, each key once.
+fn named_breakers<'r>(ports: impl Iterator<Item = &'r RuleSet>) -> Vec<NamedBreaker> {
+    let mut breakers: Vec<NamedBreaker> = Vec::new();
+    let rules = ports.flat_map(|of| {
+        let routes = of.routes.iter().map(|route| &route.rules);
+        std::iter::once(&of.rest).chain(routes)
+    });
+    for (of, machine) in rules.filter_map(|rules| rules.breaker.as_ref()) {
+        if breakers.iter().all(|known| known.key != of.key) {
+            let shadow = of.mode == config::Mode::Shadow;
+            breakers.push(NamedBreaker {
+                key: of.key.clone(),
+                shadow,
+                machine: machine.clone(),
+            });
+        }
+    }
+    breakers
 }
 
 fn rules(

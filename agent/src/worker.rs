@@ -71,6 +71,8 @@ pub(crate) enum Command {
 /// What all workers share.
 pub(crate) struct Shared {
     pub(crate) snapshot: ArcSwap<Snapshot>,
+    /// The namespace that all callers are in, where that is known.
+    callers_namespace: Option<String>,
     /// Connections per worker.
     pub(crate) loads: Vec<Load>,
     /// Upstream connections that idle, per worker.
@@ -84,9 +86,10 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(workers: usize) -> Shared {
+    pub(crate) fn new(workers: usize, callers_namespace: Option<String>) -> Shared {
         Shared {
             snapshot: ArcSwap::from_pointee(Snapshot::default()),
+            callers_namespace,
             loads: (0..workers).map(|_| Load::default()).collect(),
             idle: (0..workers).map(|_| AtomicUsize::new(0)).collect(),
             panics: AtomicUsize::new(0),
@@ -142,6 +145,11 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
+    /// The namespace that callers are in; `None`: nobody knows.
+    pub(crate) fn callers_namespace(&self) -> Option<&str> {
+        self.shared.callers_namespace.as_deref()
+    }
+
     /// The snapshot in force.
     pub(crate) fn snapshot(&self) -> Held {
         let current = self.shared.snapshot.load();

@@ -29,6 +29,11 @@ pub(crate) struct AgentOptions {
     /// Threads that carry traffic [default: 2, or 1 on a single CPU]
     #[arg(long, value_name = "N", value_parser = workers)]
     workers: Option<NonZeroUsize>,
+    /// Take callers to be in this namespace, so that policies which its people
+    /// wrote for their calls hold for them. Unset: unknown, and only the
+    /// policies of the destinations' owners hold.
+    #[arg(long, value_name = "NAMESPACE", value_parser = namespace)]
+    caller_namespace: Option<String>,
     /// Keep the last good configuration here, to enforce it after a restart
     /// before the control plane answers.
     #[arg(long, value_name = "DIR")]
@@ -49,6 +54,7 @@ impl AgentOptions {
         weir_agent::Config {
             node: self.node.unwrap_or_else(host_name),
             control_plane,
+            caller_namespace: self.caller_namespace,
             proxy,
             admin: Some(admin),
             state_dir: self.state_dir,
@@ -63,6 +69,19 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     match text.parse::<weir_crds::v1alpha1::Duration>() {
         Ok(duration) => Ok(duration.get()),
         Err(error) => Err(error.to_string()),
+    }
+}
+
+fn namespace(text: &str) -> Result<String, String> {
+    let letters = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    let good = (1..=63).contains(&text.len())
+        && text.bytes().all(letters)
+        && !text.starts_with('-')
+        && !text.ends_with('-');
+    if good {
+        Ok(text.to_owned())
+    } else {
+        Err("write the name of a namespace: up to 63 lower-case letters, digits and -".to_owned())
     }
 }
 

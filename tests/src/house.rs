@@ -93,6 +93,11 @@ pub struct House {
 impl House {
     /// Starts both and waits until the agent enforces everything.
     pub async fn start(manifests: Manifests) -> Result<House> {
+        House::start_for(manifests, None).await
+    }
+
+    /// The same, with all callers in the namespace `callers`.
+    pub async fn start_for(manifests: Manifests, callers: Option<&str>) -> Result<House> {
         let control_plane =
             ControlPlane::start(Config::new(vec![manifests.path().to_owned()])).await?;
         let agent = Agent::start(weir_agent::Config {
@@ -102,6 +107,7 @@ impl House {
                 None,
                 None,
             )?,
+            caller_namespace: callers.map(str::to_owned),
             proxy: Some(any()),
             admin: Some(any()),
             state_dir: None,
@@ -163,15 +169,20 @@ impl House {
         .await
     }
 
-    /// An object as the control plane shows it.
+    /// An object of namespace `shop` as the control plane shows it.
     pub async fn object(&self, plural: &str, name: &str) -> Result<Value> {
+        self.object_in("shop", plural, name).await
+    }
+
+    /// An object of any namespace.
+    pub async fn object_in(&self, namespace: &str, plural: &str, name: &str) -> Result<Value> {
         let admin = self
             .control_plane
             .admin_addr()
             .context("there is an admin address")?;
         let got = call::get(
             admin,
-            &format!("/apis/weir.dev/v1alpha1/{plural}?namespace=shop"),
+            &format!("/apis/weir.dev/v1alpha1/{plural}?namespace={namespace}"),
         )
         .await?;
         let list: Value = serde_json::from_slice(&got.body)?;

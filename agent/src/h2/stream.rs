@@ -133,7 +133,7 @@ fn admit(
         .map(http::uri::Authority::as_str)
         .or_else(host);
     let place = target
-        .resolve(&snapshot, authority)
+        .resolve(&snapshot, authority, worker.callers_namespace())
         .inspect_err(|_| worker.shared.unrouted())?;
     let port = &snapshot.services[place.service].ports[place.port];
     if port.protocol == Protocol::Http1 {

@@ -145,6 +145,7 @@ impl Stage {
                 None,
                 None,
             )?,
+            caller_namespace: None,
             proxy: Some(any),
             admin: Some(any),
             state_dir: None,
