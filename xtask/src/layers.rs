@@ -7,7 +7,10 @@ use std::path::Path;
 use anyhow::{Context as _, bail};
 use serde_json::Value;
 
+use self::alone::{Arrows, alone};
 use crate::process;
+
+mod alone;
 
 /// What one of Weir's crates may use.
 struct Layer {
@@ -115,42 +118,6 @@ pub(crate) fn check(root: &Path) -> anyhow::Result<()> {
         TABLE.len()
     );
     Ok(())
-}
-
-/// Which crate uses which by name, dev-dependencies apart.
-type Arrows = BTreeSet<(String, String)>;
-
-/// What a crate is made of when it is built by itself.
-///
-/// `cargo metadata` knows only the features that anybody in the workspace turns on: there `kube` has a client under
-/// `weir-crds` because the control plane wants one.
-fn alone(root: &Path, name: &str) -> anyhow::Result<Arrows> {
-    let mut tree = process::cargo(root);
-    tree.args(["tree", "--locked", "--package", name]);
-    tree.args(["--target", "x86_64-unknown-linux-gnu"]);
-    tree.args(["--edges", "normal,build", "--prefix", "depth"]);
-    Ok(arrows(&process::output(&mut tree)?))
-}
-
-/// Reads lines such as `2serde_core v1.0.229 (*)`: the depth, and the name of what the crate above with one less uses.
-fn arrows(tree: &str) -> Arrows {
-    let mut above: Vec<&str> = Vec::new();
-    let mut arrows = Arrows::new();
-    for line in tree.lines() {
-        let name = line.trim_start_matches(|c: char| c.is_ascii_digit());
-        let (Ok(depth), Some(name)) = (
-            line[..line.len() - name.len()].parse(),
-            name.split(' ').next(),
-        ) else {
-            continue;
-        };
-        above.truncate(depth);
-        if let Some(user) = above.last() {
-            arrows.insert(((*user).to_owned(), name.to_owned()));
-        }
-        above.push(name);
-    }
-    arrows
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -433,16 +400,8 @@ mod tests {
         assert_eq!(broken(&graph, TABLE).len(), 1);
         let tree =
             "0weir-crds v0.1.0 (/weir/crds)\n1kube v5.0.0\n2kube-core v5.0.0\n1serde v1.0.0 (*)\n";
-        graph.alone.insert("weir-crds", arrows(tree));
+        graph.alone.insert("weir-crds", alone::arrows(tree));
         assert_eq!(broken(&graph, TABLE), NOTHING);
-    }
-
-    #[test]
-    fn a_tree_of_lines_with_depths_is_read_as_arrows() {
-        let tree = "0a v1\n1b v1\n2c v1 (proc-macro)\n1d v1 (*)\n";
-        let arrow = |from: &str, to: &str| (from.to_owned(), to.to_owned());
-        let expected = [arrow("a", "b"), arrow("a", "d"), arrow("b", "c")];
-        assert_eq!(arrows(tree), Arrows::from(expected));
     }
 
     #[test]

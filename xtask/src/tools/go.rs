@@ -117,6 +117,7 @@ pub(super) fn get(name: &str, package: &Package, root: &Path, cache: &Path) -> a
         .env("GOFLAGS", "-mod=readonly")
         .env("GOTOOLCHAIN", "auto")
         .env("GOWORK", "off")
+        .env_remove("GOROOT")
         .args(["build", "-trimpath", "-ldflags", &flags(), "-o"])
         .arg(&unfinished)
         .arg(package.path)
