@@ -19,6 +19,7 @@ use crate::status::{Memory, View};
 use crate::world::{encode, versions};
 
 mod render;
+mod scale;
 
 fn now() -> Timestamp {
     "2026-05-01T12:00:00Z".parse().unwrap()

@@ -95,8 +95,9 @@ pub struct ResiliencePolicySpec {
     #[schemars(length(min = 1, max = 16), extend("x-kubernetes-list-type" = "atomic"))]
     pub target_refs: Vec<TargetRef>,
     /// Defaults: what is nearer to a destination wins over a policy for a Namespace
-    /// or the Mesh. Overrides: this policy wins over everything below it; only for
-    /// targets of kind Namespace and Mesh.
+    /// or the Mesh. Overrides: this policy wins over everything below it, also over
+    /// a consumer's policy and over routes, and the Mesh's over a Namespace's; only
+    /// for targets of kind Namespace and Mesh.
     #[serde(default)]
     pub strategy: Strategy,
     /// Enforce: sections act. Shadow: they only decide and count (metric

@@ -38,7 +38,10 @@ pub struct TargetRef {
     /// Service: a Service. Host: a destination outside the cluster. Namespace: the
     /// default for every Service of the policy's own namespace. Mesh: the default
     /// for all namespaces labelled weir.dev/mesh-policy: enabled; only in Weir's
-    /// own namespace.
+    /// own namespace. It is never for kube-system, Weir's own namespace or the
+    /// Service default/kubernetes, nor for a Service that has
+    /// weir.dev/mesh-policy: disabled as its label or annotation: write that at
+    /// the Services of webhooks.
     pub kind: TargetKind,
     /// Name of the Service or Namespace, or of the host, such as api.example.com.
     /// Not with Mesh.
@@ -48,7 +51,9 @@ pub struct TargetRef {
     /// Namespace of the Service, if it is not the policy's own. The policy is then
     /// a consumer's: it is about calls from the policy's own namespace only, may
     /// hold only sections that act at the caller's node, and for these calls wins
-    /// over the policy of the Service's owner.
+    /// over the policy of the Service's owner, also over its routes. What it leaves
+    /// out is the owner's. Its breakers are in the policy's namespace, under
+    /// calls.to.<namespace>.<service>.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<DnsLabel>")]
     pub namespace: Option<String>,
