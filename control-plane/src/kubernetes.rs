@@ -173,6 +173,22 @@ impl Cluster {
     }
 }
 
+/// An error of the API server, or of the way to it, in one line: what the
+/// server said, or else the last link of the chain, about which a person can do
+/// something.
+pub(crate) fn say(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut at = error;
+    loop {
+        if let Some(kube::Error::Api(status)) = at.downcast_ref() {
+            return status.message.clone();
+        }
+        match at.source() {
+            Some(next) => at = next,
+            None => return at.to_string(),
+        }
+    }
+}
+
 /// The owner of what Weir makes; `None` where there is none, as without the
 /// chart. An API server that does not answer is asked again.
 async fn owner(client: &Client) -> Option<OwnerReference> {

@@ -71,6 +71,8 @@ pub(crate) struct Door {
     listener: TcpListener,
     tls: Option<Tls>,
     refusals: Arc<Refusals>,
+    /// [`PROVE`], but in tests.
+    pub(super) prove: Duration,
 }
 
 impl Door {
@@ -80,6 +82,7 @@ impl Door {
             listener,
             tls,
             refusals,
+            prove: PROVE,
         }
     }
 
@@ -141,6 +144,7 @@ impl Door {
             let accepted = accepted.clone();
             let acceptor = acceptor.clone();
             let refusals = Arc::clone(&self.refusals);
+            let prove = self.prove;
             tokio::spawn(async move {
                 let Some(io) = shake_hands(acceptor, tcp, peer.ip(), &refusals).await else {
                     return;
@@ -149,7 +153,7 @@ impl Door {
                 let connection = Conn {
                     io,
                     connection: Connection::new(peer),
-                    unproven: Some(Box::pin(sleep(PROVE))),
+                    unproven: Some(Box::pin(sleep(prove))),
                     refusals,
                     _place: place,
                 };
@@ -275,7 +279,7 @@ impl Conn {
             self.refusals.refuse(
                 self.connection.peer(),
                 Reason::Silent,
-                "connected, and opened no stream within 30 s",
+                "connected, and opened no stream in time",
             );
         }
         Poll::Ready(io::ErrorKind::TimedOut.into())

@@ -21,6 +21,7 @@ use tokio_rustls::client::TlsStream;
 use tonic::codegen::Service;
 use tonic::codegen::http::{Request, Response};
 use tonic::metadata::MetadataMap;
+use tonic::transport::server::Connected as _;
 use tonic::{Code, Extensions, Status};
 
 use super::certificate::Served;
@@ -251,6 +252,36 @@ async fn a_certificate_changes_under_open_connections() {
     let mut heard = [0; 10];
     accepted.read_exact(&mut heard).await.unwrap();
     assert_eq!(&heard, b"still here");
+}
+
+#[tokio::test]
+async fn a_connection_on_which_nobody_proves_who_he_is_is_closed() {
+    for asked in [false, true] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let metrics = Arc::new(Metrics::default());
+        let refusals = Arc::new(Refusals::new(Arc::clone(&metrics)));
+        let mut door = Door::new(listener, None, refusals);
+        door.prove = std::time::Duration::from_millis(1);
+        let mut connections = door.open();
+        let _idle = TcpStream::connect(address).await.unwrap();
+        let mut conn = connections.next().await.unwrap().unwrap();
+        if asked {
+            conn.connect_info().asked();
+        }
+        let closed = conn.read_u8().await.unwrap_err();
+        assert_eq!(closed.kind(), std::io::ErrorKind::TimedOut);
+        // Whoever asked and was refused has been counted as that.
+        let page = metrics.render(&Gauges::default());
+        let counted = page.contains("{reason=\"silent\"} 1\n");
+        assert_eq!(counted, !asked, "{page}");
+
+        let mut proven = TcpStream::connect(address).await.unwrap();
+        let mut conn = connections.next().await.unwrap().unwrap();
+        conn.connect_info().proven();
+        proven.write_all(b"x").await.unwrap();
+        assert_eq!(conn.read_u8().await.unwrap(), b'x');
+    }
 }
 
 #[tokio::test]

@@ -125,7 +125,7 @@ fn without_endpoints(policy: Policy<'_>, services: &[Key], compiled: &Compiled) 
     }
     let (of, port) = places().find_map(|of| Some((of, empty(of)?)))?;
     let message = format!(
-        "port {port} of Service {}/{} has no endpoint that is ready: add an EndpointSlice labelled kubernetes.io/service-name: {}",
+        "port {port} of Service {}/{} has no endpoint that is ready: see that its pods are, or that an EndpointSlice labelled kubernetes.io/service-name: {} names some",
         of.namespace, of.name, of.name
     );
     Some(Verdict::new(Reason::NoReadyEndpoints, message))

@@ -25,6 +25,8 @@ const MAX_FULL_SYNCS: usize = 64;
 /// Responses between the session and the socket: the one unanswered response,
 /// and the stream's last word.
 const OUTBOX: usize = 2;
+/// An agent that was told to open its stream anew counts as connected for so long.
+const RENEWAL: Duration = Duration::from_secs(5);
 
 /// How patient the push is.
 #[derive(Clone, Copy, Debug)]
@@ -133,6 +135,8 @@ impl Pusher {
             // No error: the agent opens the next with the token that it has by then.
             () = peer.worn() => {
                 tracing::debug!(node = hello.node, "a discovery stream is to be opened anew");
+                // It counts as connected meanwhile, or conditions would flicker.
+                tokio::spawn(async move { timeout(RENEWAL, presence.superseded()).await });
                 return Ok(());
             }
         };

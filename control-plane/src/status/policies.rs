@@ -59,7 +59,7 @@ impl Memory {
                     view.now,
                 ),
             ];
-            let (status, reason, message) = programmed(outcome, &rollout);
+            let (status, reason, message) = programmed(outcome, &rollout, view.objects.agents.is_some());
             let programmed = (reason, message.as_str());
             conditions.push(self.condition(
                 &of,
@@ -207,8 +207,13 @@ fn rollout(view: &View<'_>, outcome: &PolicyOutcome) -> Rollout {
     rollout
 }
 
-/// Whether every node in scope enforces this generation.
-fn programmed(outcome: &PolicyOutcome, rollout: &Rollout) -> (ConditionStatus, Reason, String) {
+/// Whether every node in scope enforces this generation. `cluster`: agents are
+/// Pods.
+fn programmed(
+    outcome: &PolicyOutcome,
+    rollout: &Rollout,
+    cluster: bool,
+) -> (ConditionStatus, Reason, String) {
     let Rollout {
         agents,
         rejections,
@@ -232,9 +237,11 @@ fn programmed(outcome: &PolicyOutcome, rollout: &Rollout) -> (ConditionStatus, R
         );
     }
     if agents.expected == 0 {
-        let message =
-            "no agent has connected: start `weir agent`, or `weir run`, which has one".to_owned();
-        return (ConditionStatus::Unknown, Reason::NoAgents, message);
+        let message = match cluster {
+            true => "no node has an agent: see that the DaemonSet weir-agent has pods",
+            false => "no agent has connected: start `weir agent`, or `weir run`, which has one",
+        };
+        return (ConditionStatus::Unknown, Reason::NoAgents, message.to_owned());
     }
     if agents.rejected == agents.expected && !lacking.is_empty() {
         return bad(

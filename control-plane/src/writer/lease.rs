@@ -15,6 +15,8 @@ use kube::{Api, Client};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::kubernetes::say;
+
 /// Name of the Lease, in Weir's own namespace.
 const NAME: &str = "weir-control-plane";
 /// A Lease that did not change for so long has no holder.
@@ -128,7 +130,7 @@ pub(crate) async fn run(
             }
             other => {
                 let why = match other {
-                    Ok(Err(error)) => error.to_string(),
+                    Ok(Err(error)) => say(&error),
                     _ => format!("no answer within {PATIENCE:?}"),
                 };
                 if !failing {
@@ -141,7 +143,10 @@ pub(crate) async fn run(
         };
         let before = tenure.send_replace(holds);
         if before.is_some() != holds.is_some() {
-            let now = if holds.is_some() { "this replica writes status" } else { "another replica writes status" };
+            let now = match holds {
+                Some(_) => "this replica writes status",
+                None => "this replica no longer writes status",
+            };
             tracing::info!(holder = candidate.name, "{now}");
         }
         let wait = match holds {

@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use weir_crds::v1alpha1::{CircuitBreakerObject, ResiliencePolicy};
 
 use crate::events::Severity;
+use crate::kubernetes::say;
 use crate::ledger::BreakerId;
 use crate::metrics::Metrics;
 use crate::sources::kubernetes::{Live, Observed, Place, revision};
@@ -459,6 +460,6 @@ fn live(object: &DynamicObject) -> Live {
 fn failed(error: kube::Error) -> Failure {
     match error {
         kube::Error::Api(status) if status.code == 404 => Failure::Gone,
-        error => Failure::Failed(error.to_string()),
+        error => Failure::Failed(say(&error)),
     }
 }

@@ -2,4 +2,7 @@
 
 #![allow(clippy::print_stdout, reason = "tests print what they measured")]
 
+mod outages;
+mod overrides;
+mod rollout;
 mod story;

@@ -10,6 +10,7 @@ use tokio::time::sleep;
 use weir_crds::Kind;
 use weir_crds::crd::{GROUP, INSTALL_COMMAND, SCHEMA_REVISION, schema_revision};
 
+use crate::kubernetes::say;
 use crate::readiness::Readiness;
 
 /// How often it is looked while they are missing.
@@ -35,7 +36,7 @@ async fn look(api: &Api<CustomResourceDefinition>) -> Result<(), String> {
         let name = format!("{}.{}", kind.plural(), GROUP);
         let crd = match api.get_opt(&name).await {
             Ok(crd) => crd,
-            Err(error) => return Err(format!("the API server does not give {name}: {error}")),
+            Err(error) => return Err(format!("the API server does not give {name}: {}", say(&error))),
         };
         let Some(crd) = crd else {
             return Err(format!("the CustomResourceDefinition {name} is missing: run: {INSTALL_COMMAND}"));

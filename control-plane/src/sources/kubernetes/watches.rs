@@ -20,13 +20,14 @@ use weir_crds::v1alpha1::{CircuitBreakerObject, ResiliencePolicy};
 use super::crds;
 use super::index::{Change, Index, Kind, Object};
 use super::observed::Observed;
+use crate::kubernetes::say;
 use crate::metrics::Metrics;
 use crate::readiness::Readiness;
 use crate::sources::Objects;
 use crate::stop::stopped;
 
 /// Pods of Weir's own agents, in its own namespace.
-const AGENTS: &str = "app.kubernetes.io/name=weir-agent";
+const AGENTS: &str = "app.kubernetes.io/name=weir,app.kubernetes.io/component=agent";
 /// A watch is asked for anew after so many seconds, so that a connection on
 /// which nothing comes any more is noticed.
 const WATCH_SECONDS: u32 = 60;
@@ -191,7 +192,7 @@ impl Watching {
             Ok(None) => false,
             Err(error) => {
                 self.metrics.watch_failed();
-                let why = reason(&error);
+                let why = say(&error);
                 // Once for each outage; an expired version is no outage.
                 if !expired(&error) && !self.failing.contains_key(&kind) {
                     tracing::warn!(
@@ -234,13 +235,3 @@ fn expired(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::WatchError(status) if status.code == 410)
 }
 
-/// The last link of the chain says what a person can do something about.
-fn reason(error: &watcher::Error) -> String {
-    let mut at: &dyn std::error::Error = error;
-    let mut said = at.to_string();
-    while let Some(next) = at.source() {
-        at = next;
-        said = at.to_string();
-    }
-    said
-}
