@@ -371,6 +371,47 @@ mod tests {
         }
     }
 
+    fn trusted(roots: &Path) -> Trusted {
+        Trusted {
+            server: ServerName::try_from("weir").unwrap(),
+            roots: roots.to_owned(),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_wrong_with_the_roots_is_said_with_what_to_do() {
+        let missing = trusted(Path::new("/nowhere/ca.crt"));
+        let error = missing.config().await.unwrap_err().to_string();
+        assert!(
+            error.contains("/nowhere/ca.crt") && error.contains("--control-plane-ca"),
+            "{error}"
+        );
+        let path = std::env::temp_dir().join(format!("weir-roots-{}", std::process::id()));
+        std::fs::write(&path, "no certificate").unwrap();
+        let error = trusted(&path).config().await.unwrap_err().to_string();
+        assert!(error.contains("ca.crt of the ConfigMap weir-ca"), "{error}");
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn a_server_that_is_not_the_expected_one_is_told_apart_from_a_broken_one() {
+        use rustls::CertificateError::{NotValidForName, UnknownIssuer};
+        let trusted = trusted(Path::new("/ca.crt"));
+        let said = |error: rustls::Error| {
+            let error = io::Error::new(io::ErrorKind::InvalidData, error);
+            trusted.explain("weir:1".to_owned(), &error).to_string()
+        };
+        let unknown = said(rustls::Error::InvalidCertificate(UnknownIssuer));
+        assert!(
+            unknown.contains("signed by no root in /ca.crt"),
+            "{unknown}"
+        );
+        let other = said(rustls::Error::InvalidCertificate(NotValidForName));
+        assert!(other.contains("not for weir:1"), "{other}");
+        let broken = said(rustls::Error::DecryptError);
+        assert!(broken.starts_with("no TLS with weir:1"), "{broken}");
+    }
+
     #[tokio::test]
     async fn a_token_is_read_anew_for_each_stream_and_what_is_wrong_with_it_is_said() {
         let dir = std::env::temp_dir().join(format!("weir-token-{}", std::process::id()));
