@@ -1,5 +1,8 @@
 // The programs of a Kubernetes cluster for tests and for play, at the versions that they are built from:
 // `cargo xtask tools` builds them.
+//
+// To move to other versions, change `require` and `replace`, and let Go complete the rest:
+//	GOFLAGS=-mod=mod go list -deps tool >/dev/null
 module weir.dev/cluster
 
 go 1.26.0

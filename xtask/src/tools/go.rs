@@ -73,7 +73,9 @@ fn flags() -> String {
 
 /// Where the set is kept that is built from these modules, in this way.
 pub(super) fn home(cache: &Path) -> PathBuf {
-    let key = name_of(&[MODULE, SUMS, &flags()].concat());
+    let says_something = |line: &&str| !line.is_empty() && !line.starts_with("//");
+    let module: Vec<&str> = MODULE.lines().filter(says_something).collect();
+    let key = name_of(&[&module.concat(), SUMS, &flags()].concat());
     cache.join(format!("kubernetes-{}-{key}", version("k8s.io/kubernetes")))
 }
 
