@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, RootCertStore};
@@ -123,8 +124,15 @@ impl std::fmt::Display for ControlPlaneAddress {
 /// The way to the control plane. It connects when it is used.
 #[derive(Clone)]
 pub(crate) struct ControlPlane {
-    channel: Channel,
+    endpoint: Endpoint,
+    trusted: Option<Arc<Trusted>>,
+    channel: Arc<ArcSwap<Channel>>,
     token: Option<Arc<Path>>,
+}
+
+/// Whether the stream ended because another replica answers agents.
+pub(crate) fn is_elsewhere(status: &Status) -> bool {
+    status.metadata().contains_key(weir_proto::ELSEWHERE)
 }
 
 impl ControlPlane {
@@ -134,27 +142,32 @@ impl ControlPlane {
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE)
             .keep_alive_while_idle(true);
-        match address.protection {
-            Protection::None => ControlPlane {
-                channel: endpoint.connect_lazy(),
-                token: None,
-            },
+        let (trusted, token) = match address.protection {
+            Protection::None => (None, None),
             Protection::Tls {
                 server,
                 roots,
                 token,
-            } => {
-                let connector = Connector(Arc::new(Trusted { server, roots }));
-                ControlPlane {
-                    channel: endpoint.connect_with_connector_lazy(connector),
-                    token: token.map(Arc::from),
-                }
-            }
+            } => (Some(Arc::new(Trusted { server, roots })), token),
+        };
+        let channel = connect_lazily(&endpoint, trusted.as_ref());
+        ControlPlane {
+            endpoint,
+            trusted,
+            channel: Arc::new(ArcSwap::from_pointee(channel)),
+            token: token.map(Arc::from),
         }
     }
 
     pub(crate) fn channel(&self) -> Channel {
-        self.channel.clone()
+        Channel::clone(&self.channel.load())
+    }
+
+    /// Connects anew from now on: behind one address there may be several
+    /// replicas. What is open stays open.
+    pub(crate) fn turn(&self) {
+        let channel = connect_lazily(&self.endpoint, self.trusted.as_ref());
+        self.channel.store(Arc::new(channel));
     }
 
     /// A request with the token as it is now.
@@ -165,6 +178,13 @@ impl ControlPlane {
             request.metadata_mut().insert("authorization", token);
         }
         Ok(request)
+    }
+}
+
+fn connect_lazily(endpoint: &Endpoint, trusted: Option<&Arc<Trusted>>) -> Channel {
+    match trusted {
+        None => endpoint.connect_lazy(),
+        Some(trusted) => endpoint.connect_with_connector_lazy(Connector(Arc::clone(trusted))),
     }
 }
 

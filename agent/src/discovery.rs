@@ -10,7 +10,7 @@ use weir_proto::v1alpha1 as proto;
 use weir_proto::v1alpha1::discovery_client::DiscoveryClient;
 
 use crate::configuration::Configuration;
-use crate::control::ControlPlane;
+use crate::control::{ControlPlane, is_elsewhere};
 use crate::features::FEATURES;
 use crate::store::Store;
 
@@ -18,6 +18,10 @@ use crate::store::Store;
 /// between these.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 const MAX_WAIT: Duration = Duration::from_secs(10);
+/// The bound of the wait before another replica is tried, at first and at most:
+/// when the one that answered is gone, seconds pass until another does.
+const FIRST_TURN: Duration = Duration::from_millis(100);
+const LAST_TURN: Duration = Duration::from_millis(1_500);
 /// The largest message that is taken.
 pub(crate) const MAX_MESSAGE: usize = 4 * 1024 * 1024;
 
@@ -39,6 +43,13 @@ pub(crate) fn reconnect_wait(attempt: u32) -> Duration {
     bound.mul_f64(fastrand::f64())
 }
 
+/// The wait before another replica is tried, after `turns` that sent this agent
+/// on.
+pub(crate) fn turn_wait(turns: u32) -> Duration {
+    let bound = FIRST_TURN.saturating_mul(1 << turns.min(10)).min(LAST_TURN);
+    bound.mul_f64(0.2 + 0.8 * fastrand::f64())
+}
+
 /// Follows the control plane for ever.
 pub(crate) async fn run(
     control_plane: ControlPlane,
@@ -48,6 +59,7 @@ pub(crate) async fn run(
     progress: watch::Sender<Progress>,
 ) {
     let mut attempt = 0;
+    let mut turns = 0;
     let mut said = false;
     loop {
         let ended = follow(
@@ -65,6 +77,14 @@ pub(crate) async fn run(
             attempt = 0;
             said = false;
         }
+        if is_elsewhere(&ended) {
+            // Nothing is wrong; but a fleet that is sent on must not rush.
+            control_plane.turn();
+            tokio::time::sleep(turn_wait(turns)).await;
+            turns += 1;
+            continue;
+        }
+        turns = 0;
         // Said once per outage; the next line is the reconnection's.
         let first = !std::mem::replace(&mut said, true);
         if was_synced && ended.code() == tonic::Code::Ok {

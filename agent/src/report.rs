@@ -14,8 +14,8 @@ use weir_resilience::breaker;
 use weir_resilience::config::ServiceId;
 
 use crate::clock::Clock;
-use crate::control::ControlPlane;
-use crate::discovery::{ended, is_refusal, reconnect_wait, root_cause};
+use crate::control::{ControlPlane, is_elsewhere};
+use crate::discovery::{ended, is_refusal, reconnect_wait, root_cause, turn_wait};
 use crate::snapshot::NamedBreaker;
 use crate::worker::Shared;
 
@@ -104,6 +104,7 @@ impl Reporter {
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut attempt = 0;
+        let mut turns = 0;
         let mut said = false;
         loop {
             let mut heard_from = false;
@@ -163,6 +164,13 @@ impl Reporter {
                 }
             };
             untold.lost();
+            // Discovery turns to another replica; reports follow it.
+            if is_elsewhere(&end) {
+                self.wait(&mut untold, &mut look, turn_wait(turns)).await;
+                turns += 1;
+                continue;
+            }
+            turns = 0;
             // Against another agent of the same name waits grow, or the two
             // would push each other out without end.
             if heard_from && end.code() != tonic::Code::Aborted {

@@ -27,14 +27,32 @@ pub(crate) struct Options {
     #[arg(long, value_name = "FILE", requires = "kubernetes")]
     kubeconfig: Option<PathBuf>,
     /// The namespace that Weir is in.
-    #[arg(long, value_name = "NAME", env = "POD_NAMESPACE", hide_env_values = true, default_value = "weir-system", requires = "kubernetes")]
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "POD_NAMESPACE",
+        hide_env_values = true,
+        default_value = "weir-system",
+        requires = "kubernetes"
+    )]
     namespace: String,
     /// Name of this replica, unique among them [default: the host name, which
     /// is the Pod's]
-    #[arg(long, value_name = "NAME", env = "POD_NAME", hide_env_values = true, requires = "kubernetes")]
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "POD_NAME",
+        hide_env_values = true,
+        requires = "kubernetes"
+    )]
     pod_name: Option<String>,
     /// The agents' ServiceAccount, in the same namespace.
-    #[arg(long, value_name = "NAME", default_value = "weir-agent", requires = "kubernetes")]
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "weir-agent",
+        requires = "kubernetes"
+    )]
     agent_service_account: String,
     /// Where agents connect.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15010")]
@@ -47,7 +65,8 @@ pub(crate) struct Options {
 
 pub(crate) async fn execute(options: Options) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::catch()?;
-    let source = match options.kubernetes {
+    let in_cluster = options.kubernetes;
+    let source = match in_cluster {
         false => Source::Files(options.files),
         true => Source::Kubernetes(Kubernetes {
             kubeconfig: options.kubeconfig,
@@ -57,7 +76,6 @@ pub(crate) async fn execute(options: Options) -> anyhow::Result<ExitCode> {
             lifetimes: Lifetimes::default(),
         }),
     };
-    let scheme = if options.kubernetes { "https" } else { "http" };
     let config = Config {
         grpc: options.grpc,
         admin: Some(options.admin),
@@ -65,13 +83,16 @@ pub(crate) async fn execute(options: Options) -> anyhow::Result<ExitCode> {
         ..Config::default()
     };
     let control_plane = ControlPlane::start(config).await?;
-    let mut lines = vec![(
-        "agents".to_owned(),
-        format!(
-            "weir agent --control-plane {scheme}://{}",
-            control_plane.grpc_addr()
+    let grpc = control_plane.grpc_addr();
+    let agents = match in_cluster {
+        // Its certificate has names, and no address.
+        true => format!(
+            "weir agent --control-plane https://localhost:{} --control-plane-ca FILE --token-file FILE",
+            grpc.port()
         ),
-    )];
+        false => format!("weir agent --control-plane http://{grpc}"),
+    };
+    let mut lines = vec![("agents".to_owned(), agents)];
     lines.extend(state_lines(&control_plane));
     say(&format!("weir control plane\n{}", aligned(&lines)));
     signals.next().await;

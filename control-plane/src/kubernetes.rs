@@ -13,10 +13,11 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::identity::{self, Identity, Keeper, Lifetimes, Refusals};
+use crate::leadership::{Leadership, Role};
 use crate::metrics::Metrics;
 use crate::readiness::Readiness;
 use crate::sources::Objects;
-use crate::sources::kubernetes as source;
+use crate::sources::kubernetes::{self as source, Observed};
 use crate::store::Store;
 use crate::world::Plans;
 use crate::writer::{Writer, lease};
@@ -47,7 +48,9 @@ pub struct Kubernetes {
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nothing usable says where it is.
-    #[error("nothing says how to reach the API server: {0}: give --kubeconfig FILE, set KUBECONFIG, or run in a Pod")]
+    #[error(
+        "nothing says how to reach the API server: {0}: give --kubeconfig FILE, set KUBECONFIG, or run in a Pod"
+    )]
     Config(String),
     /// The configuration cannot be used.
     #[error("the API server cannot be asked: {0}")]
@@ -96,6 +99,9 @@ pub(crate) struct Shared {
     pub(crate) store: Arc<Store>,
     pub(crate) readiness: Arc<Readiness>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) observed: Arc<Observed>,
+    pub(crate) roles: watch::Sender<Role>,
+    pub(crate) leadership: Leadership,
 }
 
 impl Cluster {
@@ -120,13 +126,11 @@ impl Cluster {
         stop: &watch::Receiver<bool>,
     ) {
         let Cluster { kubernetes, client } = self;
-        let observed = Arc::default();
-        let (tenure, tenure_seen) = watch::channel(None);
         tasks.spawn(source::run(
             client.clone(),
             kubernetes.namespace.clone(),
             shared.objects,
-            Arc::clone(&observed),
+            Arc::clone(&shared.observed),
             Arc::clone(&shared.readiness),
             Arc::clone(&shared.metrics),
             stop.clone(),
@@ -147,10 +151,10 @@ impl Cluster {
                 client: client.clone(),
                 instance: kubernetes.instance.clone(),
                 store: shared.store,
-                observed,
+                observed: shared.observed,
                 objects: shared.objects_seen,
                 plans: shared.plans,
-                tenure: tenure_seen,
+                leadership: shared.leadership,
                 metrics: shared.metrics,
                 owner: owner.clone(),
             };
@@ -165,7 +169,13 @@ impl Cluster {
                     () = crate::stop::stopped(&mut stop) => return,
                     () = shared.readiness.is_ready() => {}
                 }
-                let holding = lease::run(client.clone(), namespace, instance, tenure, stopping.clone());
+                let holding = lease::run(
+                    client.clone(),
+                    namespace,
+                    instance,
+                    shared.roles,
+                    stopping.clone(),
+                );
                 tokio::join!(holding, writer.run(stopping.clone()));
             };
             tokio::join!(keeping, writing);

@@ -21,6 +21,7 @@ mod api;
 pub mod events;
 mod identity;
 mod kubernetes;
+mod leadership;
 mod ledger;
 mod metrics;
 mod model;
@@ -30,8 +31,8 @@ pub mod sources;
 mod status;
 mod stop;
 pub mod store;
-mod writer;
 mod world;
+mod writer;
 
 pub use identity::Lifetimes;
 pub use kubernetes::Kubernetes;
@@ -39,11 +40,13 @@ pub use push::Timing;
 
 use events::{Event, Events};
 use identity::{Door, Gate, Refusals};
+use leadership::{Access, Leadership, Role};
 use ledger::{Ledger, Reporter};
 use metrics::{Gauges, Metrics};
 use push::{Catalog, Pusher};
 use readiness::Readiness;
 use sources::files::{Files, OpenError};
+use sources::kubernetes::Observed;
 use stop::stopped;
 use store::{Collection, Store, Watch};
 use world::World;
@@ -166,6 +169,10 @@ impl ControlPlane {
         let events = Arc::new(Events::default());
         let metrics = Arc::new(Metrics::default());
         let readiness = Arc::new(Readiness::default());
+        let observed = Arc::new(Observed::default());
+        // Without an API server there is one control plane, and nobody to ask.
+        let (roles, role) = watch::channel(Role::Unknown);
+        let leadership = Leadership::new(role);
 
         let mut world = World {
             objects: objects_seen.clone(),
@@ -177,6 +184,8 @@ impl ControlPlane {
             gauges,
             plans,
             readiness: Arc::clone(&readiness),
+            observed: Arc::clone(&observed),
+            leadership: leadership.clone(),
         };
         let refusals = Arc::new(Refusals::new(Arc::clone(&metrics)));
         let (tls, gate, keeper) = match &source {
@@ -187,6 +196,10 @@ impl ControlPlane {
                 (Some(identity.tls), identity.gate, Some(identity.keeper))
             }
         };
+        let access = Access {
+            gate,
+            leadership: leadership.clone(),
+        };
         let pusher = Pusher::new(
             catalog_seen,
             Arc::clone(&ledger),
@@ -194,14 +207,14 @@ impl ControlPlane {
             Arc::clone(&metrics),
             stopping.clone(),
             config.timing,
-            gate.clone(),
+            access.clone(),
         );
         let reporter = Reporter::new(
             Arc::clone(&ledger),
             Arc::clone(&events),
             Arc::clone(&metrics),
             stopping.clone(),
-            gate,
+            access,
         );
         let api = api::Api::new(
             Arc::clone(&store),
@@ -234,6 +247,9 @@ impl ControlPlane {
                     store: Arc::clone(&store),
                     readiness: Arc::clone(&readiness),
                     metrics,
+                    observed,
+                    roles,
+                    leadership,
                 };
                 cluster.spawn(shared, keeper, &mut tasks, &stopping);
                 None

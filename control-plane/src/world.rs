@@ -6,17 +6,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use weir_proto::v1alpha1::ResourceKind;
 
 use crate::events::{Event, Events, Severity};
-use crate::ledger::{BreakerId, Ledger, Verdict};
+use crate::leadership::{Leadership, Role};
+use crate::ledger::{BreakerId, Ledger, NodeView, Verdict};
 use crate::metrics::{Gauges, Metrics};
 use crate::model::{BreakerPlan, Compiled, compile};
 use crate::push::{Catalog, Encoded, ResourceId};
 use crate::readiness::Readiness;
-use crate::sources::Objects;
+use crate::sources::kubernetes::Observed;
+use crate::sources::{Key, Objects};
 use crate::status::{Memory, Versions, View};
 use crate::stop::stopped;
 use crate::store::{Collection, Store};
@@ -24,6 +27,10 @@ use crate::store::{Collection, Store};
 /// Statuses are computed no more often; what agents say in between is taken
 /// together.
 const STATUS_EVERY: Duration = Duration::from_millis(20);
+
+/// A replica that begins to lead does not know yet what agents enforce. Until
+/// all have come, or for so long, it shows and writes what its predecessor did.
+const TAKEOVER: Duration = Duration::from_secs(5);
 
 /// See the module.
 pub(crate) struct World {
@@ -36,6 +43,8 @@ pub(crate) struct World {
     pub(crate) gauges: watch::Sender<Gauges>,
     pub(crate) plans: watch::Sender<Arc<Plans>>,
     pub(crate) readiness: Arc<Readiness>,
+    pub(crate) observed: Arc<Observed>,
+    pub(crate) leadership: Leadership,
 }
 
 /// The breakers that policies ask for.
@@ -53,6 +62,9 @@ pub(crate) struct State {
     unsettled: Option<Instant>,
     /// When something changes by itself.
     again: Option<Instant>,
+    /// Until when statuses stay as the API server holds them, unless all agents
+    /// have come before; `None`: those shown are this replica's own.
+    held: Option<Instant>,
 }
 
 impl World {
@@ -60,6 +72,9 @@ impl World {
     /// answered: it would be told to drop what it holds.
     pub(crate) fn begin(&mut self) -> State {
         let mut state = State::default();
+        if state_is_elsewhere(&self.objects) {
+            state.held = Some(Instant::now() + TAKEOVER);
+        }
         self.compile(&mut state);
         self.show(&mut state);
         self.readiness.ready();
@@ -99,6 +114,12 @@ impl World {
                     dirty = false;
                     self.show(&mut state);
                     next_status = Instant::now() + STATUS_EVERY;
+                }
+                () = self.leadership.changed() => {
+                    if self.leadership.role() == Role::Follows {
+                        state.held = Some(Instant::now() + TAKEOVER);
+                    }
+                    dirty = true;
                 }
                 () = self.ledger.changed(), if !dirty => {
                     self.settle(&mut state);
@@ -210,8 +231,13 @@ impl World {
             now: Timestamp::now(),
             instant: now,
         };
-        let statuses = state.memory.statuses(&view);
+        let mut statuses = state.memory.statuses(&view);
         state.again = forget.into_iter().chain(statuses.again).min();
+        if self.is_held(state, &nodes, now) {
+            self.hold(Collection::ResiliencePolicies, &mut statuses.policies);
+            self.hold(Collection::CircuitBreakers, &mut statuses.breakers);
+            state.again = state.again.into_iter().chain(state.held).min();
+        }
         self.gauges.send_replace(Gauges {
             agents: 0,
             services: state.versions.len() as u64,
@@ -229,11 +255,49 @@ impl World {
     }
 }
 
+impl World {
+    /// Whether statuses are not this replica's own to tell now.
+    fn is_held(&self, state: &mut State, nodes: &[NodeView], now: Instant) -> bool {
+        if self.leadership.role() == Role::Follows {
+            state.held = Some(now + TAKEOVER);
+            return true;
+        }
+        let Some(until) = state.held else {
+            return false;
+        };
+        if now >= until || self.ledger.is_complete(nodes) {
+            state.held = None;
+        }
+        state.held.is_some()
+    }
+
+    /// Shows statuses as the API server holds them, where it holds one.
+    fn hold(&self, collection: Collection, objects: &mut BTreeMap<Key, Value>) {
+        for (key, object) in objects {
+            let live = self.observed.get(&(collection, key.clone()));
+            if let Some(status) = live
+                .map(|live| live.status)
+                .filter(|status| !status.is_null())
+            {
+                object["status"] = status;
+            }
+        }
+    }
+}
+
 /// Returns once the source has given everything; never, if it ended before.
 async fn first(objects: &mut watch::Receiver<Option<Arc<Objects>>>) {
     if objects.wait_for(Option::is_some).await.is_err() {
         std::future::pending().await
     }
+}
+
+/// Whether an API server holds statuses of before.
+fn state_is_elsewhere(objects: &watch::Receiver<Option<Arc<Objects>>>) -> bool {
+    let objects = objects.borrow();
+    objects
+        .as_ref()
+        .is_some_and(|objects| objects.agents.is_some())
 }
 
 /// The moment on the clock that timers use.

@@ -15,3 +15,8 @@ mod generated {
 pub mod v1alpha1 {
     pub use super::generated::*;
 }
+
+/// Metadata of a status that ends a stream, or refuses it, because another
+/// replica of the control plane answers agents: connect anew, without waiting
+/// long.
+pub const ELSEWHERE: &str = "weir-elsewhere";

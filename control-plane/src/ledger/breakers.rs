@@ -253,6 +253,14 @@ impl Breakers {
         (nodes.len() != before, next)
     }
 
+    /// Whether the node's first report is complete.
+    pub(super) fn has_told(&self, node: &str) -> bool {
+        let nodes = self.nodes();
+        nodes
+            .get(node)
+            .is_some_and(|reports| reports.named.is_none() && reports.ended.is_none())
+    }
+
     /// Every breaker that passed through several states moves on by one; whether
     /// any did.
     pub(super) fn step(&self) -> bool {

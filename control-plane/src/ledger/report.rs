@@ -16,7 +16,8 @@ use super::Ledger;
 use super::breakers::{bounded, breaker_id};
 use super::contested;
 use crate::events::{Event, Events, Severity};
-use crate::identity::{Gate, Peer};
+use crate::identity::Peer;
+use crate::leadership::Access;
 use crate::metrics::Metrics;
 use crate::stop::stopped;
 
@@ -32,7 +33,7 @@ pub(crate) struct Reporter {
     events: Arc<Events>,
     metrics: Arc<Metrics>,
     stop: watch::Receiver<bool>,
-    gate: Gate,
+    access: Access,
 }
 
 impl Reporter {
@@ -43,14 +44,14 @@ impl Reporter {
         events: Arc<Events>,
         metrics: Arc<Metrics>,
         stop: watch::Receiver<bool>,
-        gate: Gate,
+        access: Access,
     ) -> Reporter {
         Reporter {
             ledger,
             events,
             metrics,
             stop,
-            gate,
+            access,
         }
     }
 }
@@ -63,10 +64,7 @@ impl Reporting for Reporter {
         &self,
         request: Request<Streaming<proto::ReportRequest>>,
     ) -> Result<Response<Self::ReportStream>, Status> {
-        let peer = self
-            .gate
-            .admit(request.metadata(), request.extensions())
-            .await?;
+        let peer = self.access.admit(&request).await?;
         let (outbox, responses) = mpsc::channel(OUTBOX);
         let reporter = self.clone();
         tokio::spawn(async move {
@@ -105,6 +103,8 @@ impl Reporter {
         outbox: &Outbox,
     ) -> Result<(), Status> {
         let mut worn = pin!(peer.worn());
+        let leadership = self.access.leadership.clone();
+        let mut moved = pin!(leadership.lost());
         let mut speaker: Option<Speaker> = None;
         loop {
             let request = tokio::select! {
@@ -114,6 +114,7 @@ impl Reporter {
                 }
                 // No error: the agent opens the next with the token that it has by then.
                 () = &mut worn => return Ok(()),
+                moved = &mut moved => return Err(moved),
                 request = requests.message() => request?,
             };
             let Some(request) = request else {

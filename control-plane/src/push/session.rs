@@ -176,9 +176,10 @@ impl Session {
             if !complete {
                 break;
             }
-            if !self.lacks(id, &resource.version)
-                || (id.kind == ResourceKind::Endpoints && !endpoints_due)
-            {
+            // Where an agent knows none at all, requests would fail meanwhile.
+            let may_wait =
+                id.kind == ResourceKind::Endpoints && self.holding.enforced.contains_key(id);
+            if !self.lacks(id, &resource.version) || (may_wait && !endpoints_due) {
                 continue;
             }
             let message = resource.to_wire(id);

@@ -15,7 +15,8 @@ use weir_proto::v1alpha1::discovery_server::Discovery;
 use super::session::{Answer, MAX_HELD, Refusal, Session};
 use super::{Catalog, ResourceId};
 use crate::events::{Event, Events, Severity};
-use crate::identity::{Gate, Peer};
+use crate::identity::Peer;
+use crate::leadership::Access;
 use crate::ledger::{Ledger, Presence, contested};
 use crate::metrics::Metrics;
 use crate::stop::stopped;
@@ -56,7 +57,7 @@ pub(crate) struct Pusher {
     metrics: Arc<Metrics>,
     stop: watch::Receiver<bool>,
     timing: Timing,
-    gate: Gate,
+    access: Access,
     full_syncs: Arc<Semaphore>,
 }
 
@@ -71,7 +72,7 @@ impl Pusher {
         metrics: Arc<Metrics>,
         stop: watch::Receiver<bool>,
         timing: Timing,
-        gate: Gate,
+        access: Access,
     ) -> Pusher {
         Pusher {
             catalog,
@@ -80,7 +81,7 @@ impl Pusher {
             metrics,
             stop,
             timing,
-            gate,
+            access,
             full_syncs: Arc::new(Semaphore::new(MAX_FULL_SYNCS)),
         }
     }
@@ -94,10 +95,7 @@ impl Discovery for Pusher {
         &self,
         request: Request<Streaming<proto::DiscoverRequest>>,
     ) -> Result<Response<Self::DiscoverStream>, Status> {
-        let peer = self
-            .gate
-            .admit(request.metadata(), request.extensions())
-            .await?;
+        let peer = self.access.admit(&request).await?;
         let (outbox, responses) = mpsc::channel(OUTBOX);
         let pusher = self.clone();
         tokio::spawn(async move {
@@ -130,7 +128,9 @@ impl Pusher {
             held = hello.held.len(),
             "agent connected"
         );
+        let leadership = self.access.leadership.clone();
         let ended = tokio::select! {
+            moved = leadership.lost() => Err(moved),
             ended = self.converse(&mut requests, outbox, &mut session, &presence) => ended,
             // No error: the agent opens the next with the token that it has by then.
             () = peer.worn() => {

@@ -25,7 +25,9 @@ impl Bucket {
 
     /// When the next token is there.
     pub(super) fn next(&self) -> Instant {
-        (self.full + self.every).checked_sub(self.burst).unwrap_or(self.full)
+        (self.full + self.every)
+            .checked_sub(self.burst)
+            .unwrap_or(self.full)
     }
 
     pub(super) fn take(&mut self, now: Instant) -> bool {
@@ -47,7 +49,9 @@ mod tests {
         let mut bucket = Bucket::new(5, 3, begin);
         let burst = (0..10).filter(|_| bucket.take(begin)).count();
         assert_eq!(burst, 3);
-        let second = (1..=1_000).filter(|ms| bucket.take(begin + Duration::from_millis(*ms))).count();
+        let second = (1..=1_000)
+            .filter(|ms| bucket.take(begin + Duration::from_millis(*ms)))
+            .count();
         assert_eq!(second, 5);
         assert!(bucket.next() > begin + Duration::from_secs(1));
     }

@@ -11,8 +11,8 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
-use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::Client;
+use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -58,7 +58,11 @@ struct Told {
 #[derive(Clone, Debug)]
 pub(super) enum Telling {
     Make(Box<Event>),
-    Count { namespace: String, name: String, count: i32 },
+    Count {
+        namespace: String,
+        name: String,
+        count: i32,
+    },
 }
 
 /// Decides what is told.
@@ -81,8 +85,15 @@ impl Teller {
     /// What to do about `news`; `None`: it is counted and told later, or there
     /// is too much to tell.
     pub(super) fn tell(&mut self, news: News, now: Instant) -> Option<Telling> {
-        let key = (news.regarding.uid.clone().unwrap_or_default() + &news.identity_of_subject(), news.reason);
-        if let Some(told) = self.told.get_mut(&key).filter(|told| now < told.last + AGAIN) {
+        let key = (
+            news.regarding.uid.clone().unwrap_or_default() + &news.identity_of_subject(),
+            news.reason,
+        );
+        if let Some(told) = self
+            .told
+            .get_mut(&key)
+            .filter(|told| now < told.last + AGAIN)
+        {
             told.count += 1;
             told.last = now;
             if now < told.written + COUNT_EVERY || !self.bucket.take(now) {
@@ -117,7 +128,9 @@ impl Teller {
 
     fn event(&self, news: News) -> Event {
         let uid = news.regarding.uid.clone().unwrap_or_default();
-        let hash = xxhash_rust::xxh3::xxh3_64(format!("{uid} {} {}", news.reason, news.identity).as_bytes());
+        let hash = xxhash_rust::xxh3::xxh3_64(
+            format!("{uid} {} {}", news.reason, news.identity).as_bytes(),
+        );
         let object = news.regarding.name.clone().unwrap_or_default();
         let kind = match news.severity {
             Severity::Normal => "Normal",
@@ -148,7 +161,9 @@ impl News {
     /// stories.
     fn identity_of_subject(&self) -> String {
         let related = self.related.as_ref();
-        related.and_then(|related| related.name.clone()).unwrap_or_default()
+        related
+            .and_then(|related| related.name.clone())
+            .unwrap_or_default()
     }
 }
 
@@ -160,11 +175,17 @@ pub(super) async fn carry_out(client: &Client, telling: Telling) -> Result<(), k
             let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
             api.create(&PostParams::default(), &event).await.map(drop)
         }
-        Telling::Count { namespace, name, count } => {
+        Telling::Count {
+            namespace,
+            name,
+            count,
+        } => {
             let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
             let now = k8s_openapi::jiff::Timestamp::now();
             let series = json!({"series": {"count": count, "lastObservedTime": MicroTime(now)}});
-            api.patch(&name, &PatchParams::default(), &Patch::Merge(&series)).await.map(drop)
+            api.patch(&name, &PatchParams::default(), &Patch::Merge(&series))
+                .await
+                .map(drop)
         }
     };
     match done {
@@ -205,7 +226,9 @@ mod tests {
     #[test]
     fn two_replicas_that_tell_the_same_make_the_same_event() {
         let now = Instant::now();
-        let of = |replica: &str, identity| name(Teller::new(replica, now).tell(news("CircuitOpened", identity), now));
+        let of = |replica: &str, identity| {
+            name(Teller::new(replica, now).tell(news("CircuitOpened", identity), now))
+        };
         assert_eq!(of("a", "Open 17"), of("b", "Open 17"));
         assert_ne!(of("a", "Open 17"), of("a", "Open 18"));
     }
@@ -218,7 +241,9 @@ mod tests {
         assert!(teller.tell(news("CircuitOpened", "2"), now).is_none());
         name(teller.tell(news("CircuitClosed", "3"), now));
         match teller.tell(news("CircuitOpened", "4"), now + COUNT_EVERY) {
-            Some(Telling::Count { name, count, .. }) => assert_eq!((name, count), (first.clone(), 3)),
+            Some(Telling::Count { name, count, .. }) => {
+                assert_eq!((name, count), (first.clone(), 3))
+            }
             other => panic!("not counted: {other:?}"),
         }
         let later = now + COUNT_EVERY + AGAIN;

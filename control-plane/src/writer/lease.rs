@@ -16,22 +16,20 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::kubernetes::say;
+use crate::leadership::Role;
 
 /// Name of the Lease, in Weir's own namespace.
 const NAME: &str = "weir-control-plane";
 /// A Lease that did not change for so long has no holder.
-const DURATION: Duration = Duration::from_secs(6);
+const DURATION: Duration = Duration::from_secs(5);
 /// The holder stops writing when it could not renew for so long.
-const STOP_AFTER: Duration = Duration::from_secs(4);
+const STOP_AFTER: Duration = Duration::from_millis(3_500);
 /// How often the holder renews.
-const RENEW: Duration = Duration::from_secs(2);
+const RENEW: Duration = Duration::from_secs(1);
 /// How often a candidate looks, with jitter.
 const LOOK: Duration = Duration::from_secs(1);
 /// A request that takes longer has failed.
-const PATIENCE: Duration = Duration::from_secs(2);
-
-/// Until when this replica may write; `None`: not now.
-pub(crate) type Tenure = Option<Instant>;
+const PATIENCE: Duration = Duration::from_millis(1_500);
 
 /// What a candidate does about the Lease it read.
 #[derive(Debug, PartialEq, Eq)]
@@ -74,7 +72,9 @@ impl Candidate {
     /// The Lease as this replica writes it.
     fn write(&self, read: Option<&Lease>, holds: bool) -> Lease {
         let now = MicroTime(k8s_openapi::jiff::Timestamp::now());
-        let before = read.and_then(|lease| lease.spec.clone()).unwrap_or_default();
+        let before = read
+            .and_then(|lease| lease.spec.clone())
+            .unwrap_or_default();
         let stays = before.holder_identity.as_deref() == Some(self.name.as_str());
         let transitions = before.lease_transitions.unwrap_or(0);
         let mut metadata = read.map(|lease| lease.metadata.clone()).unwrap_or_default();
@@ -87,7 +87,11 @@ impl Candidate {
         }
         let acquired = before.acquire_time.filter(|_| stays);
         let spec = LeaseSpec {
-            holder_identity: Some(if holds { self.name.clone() } else { String::new() }),
+            holder_identity: Some(if holds {
+                self.name.clone()
+            } else {
+                String::new()
+            }),
             lease_duration_seconds: i32::try_from(DURATION.as_secs()).ok(),
             acquire_time: acquired.or_else(|| Some(now.clone())),
             renew_time: Some(now),
@@ -103,30 +107,39 @@ impl Candidate {
 
 fn holder(lease: &Lease) -> &str {
     let spec = lease.spec.as_ref();
-    spec.and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default()
+    spec.and_then(|spec| spec.holder_identity.as_deref())
+        .unwrap_or_default()
 }
 
 /// Tries to hold the Lease as `name` until `stop` is true, and then gives it
-/// back. Says in `tenure` until when this replica may write.
+/// back. Says in `roles` what this replica is.
 pub(crate) async fn run(
     client: Client,
     namespace: String,
     name: String,
-    tenure: watch::Sender<Tenure>,
+    roles: watch::Sender<Role>,
     mut stop: watch::Receiver<bool>,
 ) {
     let api: Api<Lease> = Api::namespaced(client, &namespace);
     let mut candidate = Candidate { name, seen: None };
     let mut failing = false;
+    // When the Lease was read last.
+    let mut read = Instant::now();
     loop {
         // A tenure counts from before the request: the server may have written
         // it at once.
         let asked = Instant::now();
         let tried = timeout(PATIENCE, attempt(&api, &mut candidate)).await;
-        let holds = match tried {
+        let before = *roles.borrow();
+        let role = match tried {
             Ok(Ok(holds)) => {
                 failing = false;
-                holds.then_some(asked + STOP_AFTER)
+                read = asked;
+                if holds {
+                    Role::Leads(asked + STOP_AFTER)
+                } else {
+                    Role::Follows
+                }
             }
             other => {
                 let why = match other {
@@ -137,40 +150,47 @@ pub(crate) async fn run(
                     failing = true;
                     tracing::warn!(why, "the Lease cannot be read or written");
                 }
-                // What was held is held until it runs out.
-                tenure.borrow().filter(|until| *until > Instant::now())
+                match before {
+                    // What was held is held until it runs out.
+                    Role::Leads(until) if until > Instant::now() => before,
+                    Role::Follows if read.elapsed() < DURATION => before,
+                    _ => Role::Unknown,
+                }
             }
         };
-        let before = tenure.send_replace(holds);
-        if before.is_some() != holds.is_some() {
-            let now = match holds {
-                Some(_) => "this replica writes status",
-                None => "this replica no longer writes status",
-            };
-            tracing::info!(holder = candidate.name, "{now}");
+        roles.send_replace(role);
+        match (before, role) {
+            (Role::Leads(_), Role::Leads(_)) => {}
+            (_, Role::Leads(_)) => {
+                tracing::info!(holder = candidate.name, "this replica writes status")
+            }
+            (Role::Leads(_), _) => {
+                tracing::info!(was = candidate.name, "this replica no longer writes status")
+            }
+            _ => {}
         }
-        let wait = match holds {
-            Some(_) if !failing => RENEW,
-            _ => LOOK.mul_f64(0.5 + fastrand::f64()),
+        let wait = match role {
+            Role::Leads(_) if !failing => RENEW,
+            _ => LOOK.mul_f64(0.5 + 0.5 * fastrand::f64()),
         };
         // A tenure that is not renewed ends by itself.
-        let ends = tenure.borrow().map_or(asked + DURATION * 2, |until| until);
+        let ends = match role {
+            Role::Leads(until) => until,
+            _ => asked + DURATION,
+        };
         tokio::select! {
             () = crate::stop::stopped(&mut stop) => break,
             () = sleep(wait) => {}
             () = tokio::time::sleep_until(ends) => {}
         }
     }
-    if tenure.send_replace(None).is_some() {
+    if matches!(roles.send_replace(Role::Unknown), Role::Leads(_)) {
         give_back(&api, &candidate).await;
     }
 }
 
 /// Whether the Lease is held now.
-async fn attempt(
-    api: &Api<Lease>,
-    candidate: &mut Candidate,
-) -> Result<bool, kube::Error> {
+async fn attempt(api: &Api<Lease>, candidate: &mut Candidate) -> Result<bool, kube::Error> {
     let read = api.get_opt(NAME).await?;
     let written = match candidate.judge(read.as_ref(), Instant::now()) {
         Move::Leave => return Ok(false),
@@ -242,8 +262,14 @@ mod tests {
         assert_eq!(a.judge(Some(&lease("b", "1")), begin), Move::Leave);
         let later = begin + DURATION - Duration::from_millis(1);
         assert_eq!(a.judge(Some(&lease("b", "2")), later), Move::Leave);
-        assert_eq!(a.judge(Some(&lease("b", "2")), begin + DURATION), Move::Leave);
-        assert_eq!(a.judge(Some(&lease("b", "2")), later + DURATION), Move::Take);
+        assert_eq!(
+            a.judge(Some(&lease("b", "2")), begin + DURATION),
+            Move::Leave
+        );
+        assert_eq!(
+            a.judge(Some(&lease("b", "2")), later + DURATION),
+            Move::Take
+        );
     }
 
     #[test]
@@ -270,6 +296,9 @@ mod tests {
             spec: Some(first.clone()),
         };
         let again = a.write(Some(&renewed), true).spec.unwrap();
-        assert_eq!((again.lease_transitions, again.acquire_time), (Some(1), first.acquire_time));
+        assert_eq!(
+            (again.lease_transitions, again.acquire_time),
+            (Some(1), first.acquire_time)
+        );
     }
 }

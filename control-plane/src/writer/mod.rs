@@ -14,8 +14,8 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
 use kube::Client;
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
 use serde_json::{Value, json};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
@@ -24,6 +24,7 @@ use weir_crds::v1alpha1::{CircuitBreakerObject, ResiliencePolicy};
 
 use crate::events::Severity;
 use crate::kubernetes::say;
+use crate::leadership::Leadership;
 use crate::ledger::BreakerId;
 use crate::metrics::Metrics;
 use crate::sources::kubernetes::{Live, Observed, Place, revision};
@@ -38,7 +39,6 @@ pub(crate) mod lease;
 mod queue;
 
 use events::{News, Teller, Telling};
-use lease::Tenure;
 pub(crate) use queue::Urgency;
 use queue::{Action, Queue, Write};
 
@@ -59,7 +59,7 @@ pub(crate) struct Writer {
     pub(crate) observed: Arc<Observed>,
     pub(crate) objects: watch::Receiver<Option<Arc<Objects>>>,
     pub(crate) plans: watch::Receiver<Arc<Plans>>,
-    pub(crate) tenure: watch::Receiver<Tenure>,
+    pub(crate) leadership: Leadership,
     pub(crate) metrics: Arc<Metrics>,
     /// Owner of what is made: it goes with Weir.
     pub(crate) owner: Option<OwnerReference>,
@@ -97,13 +97,13 @@ impl Writer {
         self.begin(&mut queue, &mut watches);
         let [mut policies, mut breakers] = watches;
         let mut flying = FuturesUnordered::new();
-        let mut tenure = self.tenure.clone();
+        let mut leadership = self.leadership.clone();
         let mut held = false;
         let mut failing = false;
         let mut untold: Vec<Telling> = Vec::new();
         let mut telling = None;
         loop {
-            let until = *tenure.borrow_and_update();
+            let until = leadership.tenure();
             let now = Instant::now();
             let holds = until.is_some_and(|until| now < until);
             if holds && !held {
@@ -112,7 +112,8 @@ impl Writer {
             held = holds;
             self.metrics.holds_lease(holds);
             while holds && flying.len() < MAX_FLYING {
-                let Some(write) = queue.pick(Instant::now(), |place| self.observed.get(place)) else {
+                let Some(write) = queue.pick(Instant::now(), |place| self.observed.get(place))
+                else {
                     break;
                 };
                 let told = self.news(&write).into_iter();
@@ -124,7 +125,7 @@ impl Writer {
             // Told once writes succeed again.
             let retell = holds && !failing && !untold.is_empty() && telling.is_none();
             if retell {
-                telling = Some(Box::pin(self.tell(untold.drain(..).collect())));
+                telling = Some(Box::pin(self.tell(std::mem::take(&mut untold))));
             }
             let due = due.into_iter().chain(until.filter(|_| holds)).min();
             tokio::select! {
@@ -146,7 +147,7 @@ impl Writer {
                         queue.look(&place, self.observed.get(&place).as_ref());
                     }
                 }
-                _ = tenure.changed() => {}
+                () = leadership.changed() => {}
                 () = sleep_until(due.unwrap_or(now)), if due.is_some() => {}
             }
         }
@@ -168,15 +169,26 @@ impl Writer {
     }
 
     fn desire(&self, queue: &mut Queue, changed: &Changed) -> Place {
-        let text = |field: &str| changed.object["metadata"][field].as_str().unwrap_or_default().to_owned();
-        let place = (changed.collection, (changed.namespace.clone(), text("name")));
+        let text = |field: &str| {
+            changed.object["metadata"][field]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned()
+        };
+        let place = (
+            changed.collection,
+            (changed.namespace.clone(), text("name")),
+        );
         let live = self.observed.get(&place);
         match changed.change {
             crate::store::Change::Deleted => queue.drop_desire(&place, live.as_ref()),
             _ => {
                 queue.desire(&place, &changed.object, live.as_ref());
                 // An unwanted breaker goes when its override ends.
-                let held = changed.object.pointer("/spec/override/expiresAt").and_then(Value::as_str);
+                let held = changed
+                    .object
+                    .pointer("/spec/override/expiresAt")
+                    .and_then(Value::as_str);
                 if let Some(until) = held.and_then(|held| held.parse::<Timestamp>().ok()) {
                     let left = until.duration_since(Timestamp::now());
                     if let Ok(left) = Duration::try_from(left) {
@@ -278,7 +290,9 @@ impl Writer {
             match timeout(PATIENCE / 2, events::carry_out(&self.client, telling)).await {
                 Ok(Ok(())) => {}
                 // The API server will not have it: no second try would help.
-                Ok(Err(kube::Error::Api(status))) if (400..500).contains(&status.code) && status.code != 429 => {
+                Ok(Err(kube::Error::Api(status)))
+                    if (400..500).contains(&status.code) && status.code != 429 =>
+                {
                     self.metrics.event_lost();
                     tracing::warn!(why = status.message, "an Event is refused");
                 }
@@ -293,7 +307,10 @@ impl Writer {
             Collection::ResiliencePolicies => ApiResource::erase::<ResiliencePolicy>(&()),
             Collection::CircuitBreakers => ApiResource::erase::<CircuitBreakerObject>(&()),
         };
-        (Api::namespaced_with(self.client.clone(), &key.0, &resource), resource)
+        (
+            Api::namespaced_with(self.client.clone(), &key.0, &resource),
+            resource,
+        )
     }
 
     /// Makes the object, without a `spec`: that is people's.
@@ -307,7 +324,9 @@ impl Writer {
             object["metadata"]["ownerReferences"] = json!([owner]);
         }
         let params = PatchParams::apply(MANAGER).force();
-        api.patch(&place.1.1, &params, &Patch::Apply(&object)).await.map_err(failed)?;
+        api.patch(&place.1.1, &params, &Patch::Apply(&object))
+            .await
+            .map_err(failed)?;
         Ok(())
     }
 
@@ -319,14 +338,20 @@ impl Writer {
             "status": status,
         });
         let params = PatchParams::apply(MANAGER).force();
-        let written = api.patch_status(&place.1.1, &params, &Patch::Apply(&object)).await.map_err(failed)?;
+        let written = api
+            .patch_status(&place.1.1, &params, &Patch::Apply(&object))
+            .await
+            .map_err(failed)?;
         Ok(live(&written))
     }
 
     async fn remove(&self, place: &Place, uid: String) -> Result<(), Failure> {
         let (api, _) = self.api(place);
         let params = DeleteParams {
-            preconditions: Some(Preconditions { uid: Some(uid), resource_version: None }),
+            preconditions: Some(Preconditions {
+                uid: Some(uid),
+                resource_version: None,
+            }),
             ..DeleteParams::default()
         };
         api.delete(&place.1.1, &params).await.map_err(failed)?;
@@ -349,7 +374,10 @@ impl Writer {
         let (collection, key) = &write.place;
         match collection {
             Collection::CircuitBreakers => self.transition(key, &write.before, status),
-            Collection::ResiliencePolicies => self.rejection(key, &write.before, status).into_iter().collect(),
+            Collection::ResiliencePolicies => self
+                .rejection(key, &write.before, status)
+                .into_iter()
+                .collect(),
         }
     }
 
@@ -363,19 +391,36 @@ impl Writer {
         let (reason, severity, verb) = match to {
             "Open" => ("CircuitOpened", Severity::Warning, "opened"),
             "ForcedOpen" => ("CircuitOpened", Severity::Warning, "is held open"),
-            "HalfOpen" => ("CircuitHalfOpen", Severity::Normal, "tries whether the destination is well"),
+            "HalfOpen" => (
+                "CircuitHalfOpen",
+                Severity::Normal,
+                "tries whether the destination is well",
+            ),
             "ForcedClosed" => ("CircuitClosed", Severity::Normal, "is held closed"),
             _ => ("CircuitClosed", Severity::Normal, "closed"),
         };
         let nodes = match (status["summary"]["nodes"].as_str(), to) {
-            (Some(nodes), "Open" | "HalfOpen") => format!(" on {} nodes", nodes.replacen('/', " of ", 1)),
+            (Some(nodes), "Open" | "HalfOpen") => {
+                format!(" on {} nodes", nodes.replacen('/', " of ", 1))
+            }
             _ => String::new(),
         };
-        let shadow = if status["shadow"] == true { " (shadow: it only decides)" } else { "" };
+        let shadow = if status["shadow"] == true {
+            " (shadow: it only decides)"
+        } else {
+            ""
+        };
         let why = status["message"].as_str().unwrap_or_default();
-        let why = if why.is_empty() { String::new() } else { format!(": {why}") };
+        let why = if why.is_empty() {
+            String::new()
+        } else {
+            format!(": {why}")
+        };
         let note = format!("circuit breaker {} {verb}{nodes}{shadow}{why}", key.1);
-        let id = BreakerId { namespace: key.0.clone(), key: key.1.clone() };
+        let id = BreakerId {
+            namespace: key.0.clone(),
+            key: key.1.clone(),
+        };
         let plans = self.plans.borrow();
         let Some(plan) = plans.get(&id) else {
             return Vec::new();
@@ -410,7 +455,10 @@ impl Writer {
     fn rejection(&self, key: &Key, before: &Value, status: &Value) -> Option<News> {
         let programmed = |status: &Value| {
             let conditions = status["conditions"].as_array()?;
-            conditions.iter().find(|condition| condition["type"] == "Programmed").cloned()
+            conditions
+                .iter()
+                .find(|condition| condition["type"] == "Programmed")
+                .cloned()
         };
         let now = programmed(status)?;
         let refused = |condition: &Value| {
@@ -451,7 +499,11 @@ fn live(object: &DynamicObject) -> Live {
     Live {
         uid: object.metadata.uid.clone().unwrap_or_default(),
         version: revision(&object.metadata),
-        owned: object.metadata.owner_references.as_ref().is_some_and(|owners| !owners.is_empty()),
+        owned: object
+            .metadata
+            .owner_references
+            .as_ref()
+            .is_some_and(|owners| !owners.is_empty()),
         status: object.data.get("status").cloned().unwrap_or(Value::Null),
     }
 }

@@ -109,7 +109,10 @@ impl Queue {
         let entry = self.entries.entry(place.clone()).or_default();
         entry.gone = false;
         // Only another state is a step of its own.
-        let replaces = entry.steps.back().is_some_and(|last| state(&last.status) == state(&desired.status));
+        let replaces = entry
+            .steps
+            .back()
+            .is_some_and(|last| state(&last.status) == state(&desired.status));
         if replaces {
             entry.steps.pop_back();
         }
@@ -131,7 +134,9 @@ impl Queue {
     /// Something about the object may have changed: queues it if there is
     /// something to write.
     pub(super) fn look(&mut self, place: &Place, live: Option<&Live>) {
-        let Some(entry) = self.entries.get_mut(place) else { return };
+        let Some(entry) = self.entries.get_mut(place) else {
+            return;
+        };
         match entry.next(place.0, live, Timestamp::now()) {
             Some((_, urgency)) if !entry.flying => {
                 if entry.queued.is_none_or(|queued| urgency < queued) {
@@ -149,7 +154,11 @@ impl Queue {
     }
 
     /// The next write that the budget allows.
-    pub(super) fn pick(&mut self, now: Instant, live: impl Fn(&Place) -> Option<Live>) -> Option<Write> {
+    pub(super) fn pick(
+        &mut self,
+        now: Instant,
+        live: impl Fn(&Place) -> Option<Live>,
+    ) -> Option<Write> {
         while self.later.peek().is_some_and(|Reverse((at, _))| *at <= now) {
             if let Some(Reverse((_, place))) = self.later.pop() {
                 let live = live(&place);
@@ -162,12 +171,15 @@ impl Queue {
                     break;
                 };
                 let live = live(&place);
-                let Some(entry) = self.entries.get_mut(&place) else { continue };
+                let Some(entry) = self.entries.get_mut(&place) else {
+                    continue;
+                };
                 if entry.queued != Some(urgency) || entry.flying {
                     continue;
                 }
                 entry.queued = None;
-                let Some((action, urgency)) = entry.next(place.0, live.as_ref(), Timestamp::now()) else {
+                let Some((action, urgency)) = entry.next(place.0, live.as_ref(), Timestamp::now())
+                else {
                     continue;
                 };
                 let figures = entry.figures_after.filter(|_| urgency == Urgency::Figures);
@@ -179,7 +191,12 @@ impl Queue {
                 entry.figures_after = Some(now + FIGURES_EVERY);
                 self.bucket(urgency).take(now);
                 let before = live.map(|live| live.status).unwrap_or_default();
-                return Some(Write { place, action, urgency, before });
+                return Some(Write {
+                    place,
+                    action,
+                    urgency,
+                    before,
+                });
             }
         }
         None
@@ -189,14 +206,17 @@ impl Queue {
     pub(super) fn due(&self) -> Option<Instant> {
         let later = self.later.peek().map(|Reverse((at, _))| *at);
         let waiting = |urgency: Urgency| !self.ready[urgency as usize].is_empty();
-        let changes = (waiting(Urgency::State) || waiting(Urgency::Condition)).then(|| self.changes.next());
+        let changes =
+            (waiting(Urgency::State) || waiting(Urgency::Condition)).then(|| self.changes.next());
         let figures = waiting(Urgency::Figures).then(|| self.figures.next());
         later.into_iter().chain(changes).chain(figures).min()
     }
 
     /// A write ended.
     pub(super) fn done(&mut self, place: &Place, well: bool, now: Instant, live: Option<&Live>) {
-        let Some(entry) = self.entries.get_mut(place) else { return };
+        let Some(entry) = self.entries.get_mut(place) else {
+            return;
+        };
         entry.flying = false;
         if well {
             entry.failures = 0;
@@ -247,7 +267,12 @@ impl Entry {
     }
 
     /// What is to be written, given what the server holds.
-    fn next(&mut self, of: Collection, live: Option<&Live>, now: Timestamp) -> Option<(Action, Urgency)> {
+    fn next(
+        &mut self,
+        of: Collection,
+        live: Option<&Live>,
+        now: Timestamp,
+    ) -> Option<(Action, Urgency)> {
         let breaker = of == Collection::CircuitBreakers;
         let unwanted = match self.steps.back() {
             None => self.gone,
@@ -263,11 +288,17 @@ impl Entry {
         let Some(live) = live else {
             // A policy that is not there is people's to make.
             let last = self.steps.back().filter(|_| breaker && !unwanted)?;
-            return Some((Action::Create(Value::clone(&last.status)), Urgency::Condition));
+            return Some((
+                Action::Create(Value::clone(&last.status)),
+                Urgency::Condition,
+            ));
         };
         // A step is there for its state: once that is written, the next one is due.
         while self.steps.len() > 1
-            && self.steps.front().is_some_and(|step| state(&step.status) == state(&live.status))
+            && self
+                .steps
+                .front()
+                .is_some_and(|step| state(&step.status) == state(&live.status))
         {
             self.steps.pop_front();
         }
@@ -280,11 +311,15 @@ impl Entry {
 /// Until when an object that nobody asks for is kept; `None`: it is asked for.
 fn unwanted(object: &Value) -> Option<Timestamp> {
     let conditions = object.pointer("/status/conditions")?.as_array()?;
-    let nobody = |condition: &Value| condition["type"] == "Accepted" && condition["reason"] == "NoSuchBreaker";
+    let nobody = |condition: &Value| {
+        condition["type"] == "Accepted" && condition["reason"] == "NoSuchBreaker"
+    };
     if !conditions.iter().any(nobody) {
         return None;
     }
-    let held = object.pointer("/spec/override/expiresAt").and_then(Value::as_str);
+    let held = object
+        .pointer("/spec/override/expiresAt")
+        .and_then(Value::as_str);
     let until = held.and_then(|held| held.parse().ok());
     Some(until.unwrap_or(Timestamp::UNIX_EPOCH))
 }
@@ -317,8 +352,14 @@ fn conditions(of: &mut Value, live: &Value) {
         return;
     };
     for condition in conditions {
-        let same = |other: &&Value| other["type"] == condition["type"] && other["status"] == condition["status"];
-        if let Some(time) = live.iter().find(same).and_then(|same| same.get("lastTransitionTime")) {
+        let same = |other: &&Value| {
+            other["type"] == condition["type"] && other["status"] == condition["status"]
+        };
+        if let Some(time) = live
+            .iter()
+            .find(same)
+            .and_then(|same| same.get("lastTransitionTime"))
+        {
             condition["lastTransitionTime"] = time.clone();
         }
     }
@@ -333,7 +374,11 @@ fn urgency(live: &Value, status: &Value) -> Option<Urgency> {
         return Some(Urgency::State);
     }
     let words = |status: &Value| -> Vec<[Value; 4]> {
-        let conditions = status.get("conditions").and_then(Value::as_array).into_iter().flatten();
+        let conditions = status
+            .get("conditions")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten();
         let word = |condition: &Value| {
             ["type", "status", "reason", "observedGeneration"].map(|field| condition[field].clone())
         };
@@ -380,11 +425,16 @@ mod tests {
     impl Rig {
         fn new(live: Option<Live>) -> Rig {
             let now = Instant::now();
-            Rig { queue: Queue::new(now), live, now }
+            Rig {
+                queue: Queue::new(now),
+                live,
+                now,
+            }
         }
 
         fn desire(&mut self, object: &Value) {
-            self.queue.desire(&place("payments"), object, self.live.as_ref());
+            self.queue
+                .desire(&place("payments"), object, self.live.as_ref());
         }
 
         /// Makes every write that may be made now; what was written.
@@ -401,7 +451,8 @@ mod tests {
                     Action::Remove { .. } => self.live = None,
                 }
                 made.push(write.action);
-                self.queue.done(&write.place, true, self.now, self.live.as_ref());
+                self.queue
+                    .done(&write.place, true, self.now, self.live.as_ref());
             }
             made
         }
@@ -467,14 +518,20 @@ mod tests {
                 "status": {"conditions": [{"type": "Accepted", "status": "False", "reason": "NoSuchBreaker"}]}})
         };
         let now = Timestamp::now();
-        let ahead = orphan(now.saturating_add(jiff::SignedDuration::from_hours(1)).unwrap());
+        let ahead = orphan(
+            now.saturating_add(jiff::SignedDuration::from_hours(1))
+                .unwrap(),
+        );
         let mut rig = Rig::new(Some(live(&breaker("Closed", 0))));
         rig.desire(&ahead);
         assert!(matches!(rig.write()[..], [Action::Status(_)]));
         let past = orphan(Timestamp::UNIX_EPOCH);
         rig.desire(&past);
         assert!(matches!(rig.write()[..], [Action::Remove { .. }]));
-        let of_a_person = Live { owned: false, ..live(&breaker("Closed", 0)) };
+        let of_a_person = Live {
+            owned: false,
+            ..live(&breaker("Closed", 0))
+        };
         let mut rig = Rig::new(Some(of_a_person));
         rig.desire(&past);
         assert!(matches!(rig.write()[..], [Action::Status(_)]));
@@ -487,7 +544,8 @@ mod tests {
             rig.desire(&breaker(state, 60));
         }
         let write = rig.queue.pick(rig.now, |_| rig.live.clone()).unwrap();
-        rig.queue.done(&write.place, false, rig.now, rig.live.as_ref());
+        rig.queue
+            .done(&write.place, false, rig.now, rig.live.as_ref());
         assert!(rig.write().is_empty());
         assert_eq!(rig.queue.due(), Some(rig.now + RETRY.0));
         rig.now += RETRY.0;
@@ -501,7 +559,11 @@ mod tests {
         let closed = live(&breaker("Closed", 0));
         for n in 0..400 {
             let place = place(&format!("b{n}"));
-            let object = if n % 2 == 0 { breaker("Open", 60) } else { breaker("Closed", 3) };
+            let object = if n % 2 == 0 {
+                breaker("Open", 60)
+            } else {
+                breaker("Closed", 3)
+            };
             queue.desire(&place, &object, Some(&closed));
         }
         let written = |queue: &mut Queue, at| {
@@ -510,9 +572,16 @@ mod tests {
         };
         let at_once = written(&mut queue, now);
         assert_eq!(at_once.len(), 120);
-        assert!(at_once[..100].iter().all(|urgency| *urgency == Urgency::State));
+        assert!(
+            at_once[..100]
+                .iter()
+                .all(|urgency| *urgency == Urgency::State)
+        );
         let next = written(&mut queue, now + Duration::from_secs(1));
-        let states = next.iter().filter(|urgency| **urgency == Urgency::State).count();
+        let states = next
+            .iter()
+            .filter(|urgency| **urgency == Urgency::State)
+            .count();
         assert_eq!((states, next.len() - states), (50, 5));
     }
 }

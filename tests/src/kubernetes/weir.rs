@@ -43,7 +43,10 @@ pub struct Process {
 impl Process {
     fn start(name: &str, arguments: &[String], directory: &std::path::Path) -> Result<Process> {
         let log = directory.join(format!("{name}.log"));
-        let out = std::fs::OpenOptions::new().create(true).append(true).open(&log)?;
+        let out = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&log)?;
         let child = Command::new(programs::weir())
             .args(arguments)
             .env("RUST_LOG", "info,weir_control_plane=debug")
@@ -93,7 +96,9 @@ impl Process {
     /// It has ended.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let id = self.child.id().and_then(|id| i32::try_from(id).ok());
-        let pid = id.and_then(Pid::from_raw).with_context(|| format!("{} has ended", self.name))?;
+        let pid = id
+            .and_then(Pid::from_raw)
+            .with_context(|| format!("{} has ended", self.name))?;
         Ok(kill_process(pid, signal)?)
     }
 }
@@ -157,7 +162,9 @@ impl Agent {
 
 async fn figure(admin: SocketAddr, name: &str) -> Result<f64> {
     let page = call::get(admin, "/metrics").await?.text();
-    let lines = page.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
+    let lines = page
+        .lines()
+        .filter(|line| line.split(['{', ' ']).next() == Some(name));
     let values = lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
     Ok(values.sum())
 }
@@ -233,7 +240,14 @@ impl Weir {
         for chart in ["weir-crds", "weir"] {
             let path = format!("{charts}/{chart}");
             cluster
-                .helm(&["install", chart, &path, "--namespace", NAMESPACE, "--create-namespace"])
+                .helm(&[
+                    "install",
+                    chart,
+                    &path,
+                    "--namespace",
+                    NAMESPACE,
+                    "--create-namespace",
+                ])
                 .await?;
         }
         let mut weir = Weir {
@@ -253,12 +267,28 @@ impl Weir {
     /// The Pods of one component, once there are `count`.
     async fn pods(&self, component: &str, count: usize) -> Result<Vec<Pod>> {
         let pods: Api<Pod> = Api::namespaced(self.cluster.client().await?, NAMESPACE);
-        let list = ListParams::default().labels(&format!("app.kubernetes.io/component={component}"));
-        Ok(eventually_within(PATIENCE, &format!("{count} pods of {component}"), async || {
-            let found = pods.list(&list).await.map_err(|error| error.to_string())?;
-            let found: Vec<Pod> = found.into_iter().filter(|pod| pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some())).collect();
-            if found.len() < count { Err(format!("{} pods", found.len())) } else { Ok(found) }
-        })
+        let list =
+            ListParams::default().labels(&format!("app.kubernetes.io/component={component}"));
+        Ok(eventually_within(
+            PATIENCE,
+            &format!("{count} pods of {component}"),
+            async || {
+                let found = pods.list(&list).await.map_err(|error| error.to_string())?;
+                let found: Vec<Pod> = found
+                    .into_iter()
+                    .filter(|pod| {
+                        pod.spec
+                            .as_ref()
+                            .is_some_and(|spec| spec.node_name.is_some())
+                    })
+                    .collect();
+                if found.len() < count {
+                    Err(format!("{} pods", found.len()))
+                } else {
+                    Ok(found)
+                }
+            },
+        )
         .await)
     }
 
@@ -268,8 +298,14 @@ impl Weir {
     /// It does not become ready.
     pub async fn start_control_plane(&mut self, number: u8) -> Result<()> {
         let pods = self.pods("control-plane", 2).await?;
-        let pod = pods.get(usize::from(number - 1)).context("there are two replicas")?.name_any();
-        let kubeconfig = self.cluster.kubeconfig_of(NAMESPACE, "weir-control-plane", Some(&pod)).await?;
+        let pod = pods
+            .get(usize::from(number - 1))
+            .context("there are two replicas")?
+            .name_any();
+        let kubeconfig = self
+            .cluster
+            .kubeconfig_of(NAMESPACE, "weir-control-plane", Some(&pod))
+            .await?;
         let address = netns::address(number);
         let arguments = [
             "control-plane".to_owned(),
@@ -280,7 +316,11 @@ impl Weir {
             format!("--grpc={address}:{GRPC}"),
             format!("--admin={address}:{ADMIN}"),
         ];
-        let process = Process::start(&format!("control-plane-{number}"), &arguments, self.cluster.directory())?;
+        let process = Process::start(
+            &format!("control-plane-{number}"),
+            &arguments,
+            self.cluster.directory(),
+        )?;
         let control_plane = ControlPlane { process, address };
         let ready = async || match call::get(control_plane.admin(), "/readyz").await {
             Ok(got) if got.status == 200 => Ok(()),
@@ -300,13 +340,24 @@ impl Weir {
     pub async fn start_agent(&mut self, node: &str) -> Result<()> {
         let number = u8::try_from(self.agents.len()).unwrap_or(0) + 3;
         let pods = self.pods("agent", 1).await?;
-        let on = |pod: &&Pod| pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) == Some(node);
-        let pod = pods.iter().find(on).with_context(|| format!("node {node} has no agent"))?.name_any();
+        let on =
+            |pod: &&Pod| pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) == Some(node);
+        let pod = pods
+            .iter()
+            .find(on)
+            .with_context(|| format!("node {node} has no agent"))?
+            .name_any();
         let directory = self.cluster.directory();
         let token_file = directory.join(format!("{node}.agent-token"));
         let token = self
             .cluster
-            .token(NAMESPACE, "weir-agent", Some("weir-control-plane"), Some(&pod), 3600)
+            .token(
+                NAMESPACE,
+                "weir-agent",
+                Some("weir-control-plane"),
+                Some(&pod),
+                3600,
+            )
             .await?;
         std::fs::write(&token_file, token)?;
         let roots = self.roots().await?;
@@ -319,7 +370,10 @@ impl Weir {
             format!("--control-plane-ca={}", ca_file.display()),
             format!("--token-file={}", token_file.display()),
             format!("--node={node}"),
-            format!("--state-dir={}", directory.join(format!("{node}.state")).display()),
+            format!(
+                "--state-dir={}",
+                directory.join(format!("{node}.state")).display()
+            ),
             format!("--proxy={address}:{PROXY}"),
             format!("--admin={address}:{AGENT_ADMIN}"),
         ];
@@ -341,7 +395,10 @@ impl Weir {
     /// There was none on that node.
     pub async fn restart_agent(&mut self, node: &str) -> Result<()> {
         let directory = self.cluster.directory().to_owned();
-        let agent = self.agents.get_mut(node).with_context(|| format!("no agent on {node}"))?;
+        let agent = self
+            .agents
+            .get_mut(node)
+            .with_context(|| format!("no agent on {node}"))?;
         agent.process = Process::start(&format!("agent-{node}"), &agent.arguments, &directory)?;
         agent.ready().await;
         Ok(())
@@ -351,7 +408,10 @@ impl Weir {
     async fn roots(&self) -> Result<String> {
         let maps: Api<ConfigMap> = Api::namespaced(self.cluster.client().await?, NAMESPACE);
         Ok(eventually("the ConfigMap weir-ca", async || {
-            let map = maps.get_opt("weir-ca").await.map_err(|error| error.to_string())?;
+            let map = maps
+                .get_opt("weir-ca")
+                .await
+                .map_err(|error| error.to_string())?;
             let roots = map.and_then(|map| map.data?.get("ca.crt").cloned());
             roots.ok_or_else(|| "no ca.crt".to_owned())
         })
@@ -363,7 +423,10 @@ impl Weir {
     /// # Errors
     /// It is not there.
     pub async fn object(&self, namespace: &str, kind: &str, name: &str) -> Result<Value> {
-        let text = self.cluster.kubectl(&["-n", namespace, "get", kind, name, "-o", "json"]).await?;
+        let text = self
+            .cluster
+            .kubectl(&["-n", namespace, "get", kind, name, "-o", "json"])
+            .await?;
         Ok(serde_json::from_str(&text)?)
     }
 
@@ -383,7 +446,9 @@ impl Weir {
                metadata: {{name: {name}-1, namespace: {namespace}, labels: {{kubernetes.io/service-name: {name}}}}}, \
                ports: [{{name: http, port: {port}}}], endpoints: [{{addresses: [\"{ip}\"], conditions: {{ready: true}}}}]}}\n"
         );
-        self.cluster.kubectl_in(&["apply", "-f", "-"], &manifest).await?;
+        self.cluster
+            .kubectl_in(&["apply", "-f", "-"], &manifest)
+            .await?;
         Ok(())
     }
 
@@ -396,7 +461,9 @@ impl Weir {
             "apiVersion: weir.dev/v1alpha1\nkind: ResiliencePolicy\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
              spec:\n  targetRefs: [{{kind: Service, name: {name}}}]\n{sections}\n"
         );
-        self.cluster.kubectl_in(&["apply", "-f", "-"], &manifest).await
+        self.cluster
+            .kubectl_in(&["apply", "-f", "-"], &manifest)
+            .await
     }
 
     /// Waits until every agent enforces the policy, as a person would.
@@ -405,17 +472,34 @@ impl Weir {
     /// They do not.
     pub async fn programmed(&self, namespace: &str, name: &str) -> Result<()> {
         let policy = format!("resiliencepolicy/{name}");
-        let wait = ["-n", namespace, "wait", "--for=condition=Programmed", "--timeout=60s", &policy];
+        let wait = [
+            "-n",
+            namespace,
+            "wait",
+            "--for=condition=Programmed",
+            "--timeout=60s",
+            &policy,
+        ];
         self.cluster.kubectl(&wait).await?;
         Ok(())
     }
 
     /// Waits until a breaker's object shows this state.
     pub async fn breaker_is(&self, namespace: &str, name: &str, state: &str) -> Value {
-        eventually(&format!("breaker {namespace}/{name} to be {state}"), async || {
-            let object = self.object(namespace, "circuitbreaker", name).await.map_err(|error| error.to_string())?;
-            if object["status"]["state"] == state { Ok(object) } else { Err(object["status"].to_string()) }
-        })
+        eventually(
+            &format!("breaker {namespace}/{name} to be {state}"),
+            async || {
+                let object = self
+                    .object(namespace, "circuitbreaker", name)
+                    .await
+                    .map_err(|error| error.to_string())?;
+                if object["status"]["state"] == state {
+                    Ok(object)
+                } else {
+                    Err(object["status"].to_string())
+                }
+            },
+        )
         .await
     }
 
@@ -442,6 +526,11 @@ impl Agent {
             Ok(got) => Err(got.text()),
             Err(error) => Err(error.to_string()),
         };
-        eventually_within(PATIENCE, &format!("the agent of {} to be ready", self.node), look).await;
+        eventually_within(
+            PATIENCE,
+            &format!("the agent of {} to be ready", self.node),
+            look,
+        )
+        .await;
     }
 }

@@ -14,7 +14,10 @@ use crate::story::destination;
 
 /// Whether the agent itself refuses requests for payments.
 async fn refuses(agent: &Agent) -> Result<bool, String> {
-    let got = agent.get("payments.shop", "/").await.map_err(|error| error.to_string())?;
+    let got = agent
+        .get("payments.shop", "/")
+        .await
+        .map_err(|error| error.to_string())?;
     Ok(got.header("proxy-status").contains("circuit breaker"))
 }
 
@@ -35,7 +38,11 @@ async fn everywhere(weir: &Weir, refused: bool, since: Instant) -> Duration {
 async fn patch(weir: &Weir, spec: &Value) -> Result<Instant> {
     let patch = json!({"spec": spec}).to_string();
     let asked = Instant::now();
-    weir.cluster.kubectl(&["-n", "shop", "patch", "cb", "payments", "--type", "merge", "-p", &patch]).await?;
+    weir.cluster
+        .kubectl(&[
+            "-n", "shop", "patch", "cb", "payments", "--type", "merge", "-p", &patch,
+        ])
+        .await?;
     Ok(asked)
 }
 
@@ -46,15 +53,25 @@ fn ahead(by: SignedDuration) -> Result<String> {
 
 fn condition(object: &Value, kind: &str) -> Value {
     let conditions = object["status"]["conditions"].as_array();
-    let found = conditions.into_iter().flatten().find(|condition| condition["type"] == kind);
+    let found = conditions
+        .into_iter()
+        .flatten()
+        .find(|condition| condition["type"] == kind);
     found.cloned().unwrap_or_default()
 }
 
 async fn override_says(weir: &Weir, reason: &str) -> Value {
     eventually(&format!("OverrideAccepted to say {reason}"), || async {
-        let object = weir.object("shop", "cb", "payments").await.map_err(|error| error.to_string())?;
+        let object = weir
+            .object("shop", "cb", "payments")
+            .await
+            .map_err(|error| error.to_string())?;
         let said = condition(&object, "OverrideAccepted");
-        if said["reason"] == reason { Ok(object) } else { Err(said.to_string()) }
+        if said["reason"] == reason {
+            Ok(object)
+        } else {
+            Err(said.to_string())
+        }
     })
     .await
 }
@@ -67,7 +84,9 @@ async fn an_override_holds_everywhere_expires_by_itself_and_outlives_its_policy(
         return Ok(());
     };
     let (backend, status) = destination().await;
-    weir.cluster.kubectl(&["create", "namespace", "shop"]).await?;
+    weir.cluster
+        .kubectl(&["create", "namespace", "shop"])
+        .await?;
     weir.service("shop", "payments", &backend).await?;
     weir.policy("shop", "payments", POLICY).await?;
     weir.programmed("shop", "payments").await?;
@@ -77,23 +96,45 @@ async fn an_override_holds_everywhere_expires_by_itself_and_outlives_its_policy(
     let hour = ahead(SignedDuration::from_hours(1))?;
     let held = json!({"override": {"state": "Open", "reason": "drill of the payments team", "expiresAt": hour}});
     let asked = patch(&weir, &held).await?;
-    println!("held open everywhere {:?} after kubectl began", everywhere(&weir, true, asked).await);
+    println!(
+        "held open everywhere {:?} after kubectl began",
+        everywhere(&weir, true, asked).await
+    );
     let object = weir.breaker_is("shop", "payments", "ForcedOpen").await;
-    assert_eq!(condition(&object, "OverrideAccepted")["status"], "True", "{object}");
+    assert_eq!(
+        condition(&object, "OverrideAccepted")["status"],
+        "True",
+        "{object}"
+    );
     let told = eventually("an Event to tell of it", || async {
-        let events = weir.cluster.kubectl(&["-n", "shop", "get", "events"]).await.map_err(|error| error.to_string())?;
-        let line = events.lines().find(|line| line.contains("CircuitOpened") && line.contains("drill of the payments team"));
+        let events = weir
+            .cluster
+            .kubectl(&["-n", "shop", "get", "events"])
+            .await
+            .map_err(|error| error.to_string())?;
+        let line = events.lines().find(|line| {
+            line.contains("CircuitOpened") && line.contains("drill of the payments team")
+        });
         line.map(str::to_owned).ok_or(events.clone())
     })
     .await;
     println!("{told}");
 
     // Without its policy the object stays, for the override holds; with it, so does the override.
-    weir.cluster.kubectl(&["-n", "shop", "delete", "rp", "payments"]).await?;
+    weir.cluster
+        .kubectl(&["-n", "shop", "delete", "rp", "payments"])
+        .await?;
     eventually("the object to say that nobody asks for it", || async {
-        let object = weir.object("shop", "cb", "payments").await.map_err(|error| error.to_string())?;
+        let object = weir
+            .object("shop", "cb", "payments")
+            .await
+            .map_err(|error| error.to_string())?;
         let accepted = condition(&object, "Accepted");
-        if accepted["reason"] == "NoSuchBreaker" { Ok(()) } else { Err(accepted.to_string()) }
+        if accepted["reason"] == "NoSuchBreaker" {
+            Ok(())
+        } else {
+            Err(accepted.to_string())
+        }
     })
     .await;
     weir.policy("shop", "payments", POLICY).await?;
@@ -102,12 +143,19 @@ async fn an_override_holds_everywhere_expires_by_itself_and_outlives_its_policy(
     weir.breaker_is("shop", "payments", "ForcedOpen").await;
 
     let asked = patch(&weir, &json!({"override": null})).await?;
-    println!("let go everywhere {:?} after kubectl began", everywhere(&weir, false, asked).await);
+    println!(
+        "let go everywhere {:?} after kubectl began",
+        everywhere(&weir, false, asked).await
+    );
     weir.breaker_is("shop", "payments", "Closed").await;
 
     // It ends by itself.
     let soon = ahead(SignedDuration::from_secs(3))?;
-    let asked = patch(&weir, &json!({"override": {"state": "Open", "reason": "short", "expiresAt": soon}})).await?;
+    let asked = patch(
+        &weir,
+        &json!({"override": {"state": "Open", "reason": "short", "expiresAt": soon}}),
+    )
+    .await?;
     everywhere(&weir, true, asked).await;
     let left = everywhere(&weir, false, asked).await;
     println!("an override until {soon} ended {left:?} after kubectl began");
@@ -128,31 +176,60 @@ async fn an_override_holds_everywhere_expires_by_itself_and_outlives_its_policy(
     everywhere(&weir, true, Instant::now()).await;
     status.store(200, SeqCst);
     let asked = patch(&weir, &json!({"reset": "1"})).await?;
-    println!("reset everywhere {:?} after kubectl began", everywhere(&weir, false, asked).await);
+    println!(
+        "reset everywhere {:?} after kubectl began",
+        everywhere(&weir, false, asked).await
+    );
     eventually("the reset to be acknowledged", || async {
-        let object = weir.object("shop", "cb", "payments").await.map_err(|error| error.to_string())?;
-        if object["status"]["observedReset"] == "1" { Ok(()) } else { Err(object["status"].to_string()) }
+        let object = weir
+            .object("shop", "cb", "payments")
+            .await
+            .map_err(|error| error.to_string())?;
+        if object["status"]["observedReset"] == "1" {
+            Ok(())
+        } else {
+            Err(object["status"].to_string())
+        }
     })
     .await;
 
     // What is too far ahead does nothing, and says so; without a reason it is refused.
     let days = ahead(SignedDuration::from_hours(48))?;
-    patch(&weir, &json!({"override": {"state": "Open", "reason": "for ever", "expiresAt": days}})).await?;
+    patch(
+        &weir,
+        &json!({"override": {"state": "Open", "reason": "for ever", "expiresAt": days}}),
+    )
+    .await?;
     let object = override_says(&weir, "ExpiryTooFar").await;
     println!("{}", condition(&object, "OverrideAccepted")["message"]);
     everywhere(&weir, false, Instant::now()).await;
-    let refused = patch(&weir, &json!({"override": {"state": "Open", "reason": null, "expiresAt": hour}})).await;
-    let why = refused.err().map(|error| error.to_string()).unwrap_or_default();
+    let refused = patch(
+        &weir,
+        &json!({"override": {"state": "Open", "reason": null, "expiresAt": hour}}),
+    )
+    .await;
+    let why = refused
+        .err()
+        .map(|error| error.to_string())
+        .unwrap_or_default();
     assert!(why.contains("spec.override.reason"), "{why}");
 
     // A breaker that nobody asks for is a person's to remove.
     let odd = "{apiVersion: weir.dev/v1alpha1, kind: CircuitBreaker, metadata: {name: paymenst, namespace: shop}, spec: {reset: '1'}}";
     weir.cluster.kubectl_in(&["apply", "-f", "-"], odd).await?;
     eventually("the misspelt breaker to say so", || async {
-        let object = weir.object("shop", "cb", "paymenst").await.map_err(|error| error.to_string())?;
+        let object = weir
+            .object("shop", "cb", "paymenst")
+            .await
+            .map_err(|error| error.to_string())?;
         let accepted = condition(&object, "Accepted");
-        let says = accepted["reason"] == "NoSuchBreaker" && accepted["message"].to_string().contains("payments");
-        if says { Ok(()) } else { Err(accepted.to_string()) }
+        let says = accepted["reason"] == "NoSuchBreaker"
+            && accepted["message"].to_string().contains("payments");
+        if says {
+            Ok(())
+        } else {
+            Err(accepted.to_string())
+        }
     })
     .await;
     weir.shutdown().await

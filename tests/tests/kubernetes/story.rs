@@ -26,8 +26,14 @@ pub(crate) async fn destination() -> (Backend, Arc<AtomicU16>) {
 }
 
 /// The lines of a program's output, each with when it came.
-pub(crate) fn lines(mut command: tokio::process::Command) -> Result<(tokio::process::Child, mpsc::Receiver<(Instant, String)>)> {
-    let mut child = command.stdout(Stdio::piped()).stdin(Stdio::null()).kill_on_drop(true).spawn()?;
+pub(crate) fn lines(
+    mut command: tokio::process::Command,
+) -> Result<(tokio::process::Child, mpsc::Receiver<(Instant, String)>)> {
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()?;
     let out = child.stdout.take().context("it was piped")?;
     let (said, heard) = mpsc::channel(1_000);
     tokio::spawn(async move {
@@ -44,21 +50,31 @@ pub(crate) fn lines(mut command: tokio::process::Command) -> Result<(tokio::proc
 /// Asks until the agent itself answers, or no longer does.
 async fn until_refused(agent: &Agent, refused: bool) -> Result<()> {
     weir_tests::eventually(&format!("{} to refuse: {refused}", agent.node), || async {
-        let got = agent.get("payments.shop", "/").await.map_err(|error| error.to_string())?;
+        let got = agent
+            .get("payments.shop", "/")
+            .await
+            .map_err(|error| error.to_string())?;
         let is = got.header("proxy-status").contains("circuit breaker");
-        if is == refused { Ok(()) } else { Err(format!("{} {}", got.status, got.header("proxy-status"))) }
+        if is == refused {
+            Ok(())
+        } else {
+            Err(format!("{} {}", got.status, got.header("proxy-status")))
+        }
     })
     .await;
     Ok(())
 }
 
 #[tokio::test]
-async fn kubectl_shows_an_outage_from_closed_to_closed_within_a_second_of_each_step() -> Result<()> {
+async fn kubectl_shows_an_outage_from_closed_to_closed_within_a_second_of_each_step() -> Result<()>
+{
     let Some(weir) = Weir::install(&["node-a", "node-b"]).await? else {
         return Ok(());
     };
     let (backend, status) = destination().await;
-    weir.cluster.kubectl(&["create", "namespace", "shop"]).await?;
+    weir.cluster
+        .kubectl(&["create", "namespace", "shop"])
+        .await?;
     weir.service("shop", "payments", &backend).await?;
     weir.policy("shop", "payments", "  circuitBreaker: {minimumRequests: 5, open: {duration: 2s, jitterPercent: 0}, halfOpen: {rampUp: 0s}}")
         .await?;
@@ -71,7 +87,9 @@ async fn kubectl_shows_an_outage_from_closed_to_closed_within_a_second_of_each_s
     let mut next = async |state: &str| -> Result<(Instant, String)> {
         loop {
             let line = timeout(Duration::from_secs(20), shown.recv()).await;
-            let (at, line) = line.with_context(|| format!("no line says {state}"))?.context("the watch ended")?;
+            let (at, line) = line
+                .with_context(|| format!("no line says {state}"))?
+                .context("the watch ended")?;
             println!("{line}");
             if line.split_whitespace().any(|word| word == state) {
                 return Ok((at, line));
@@ -86,7 +104,10 @@ async fn kubectl_shows_an_outage_from_closed_to_closed_within_a_second_of_each_s
     let opened = Instant::now();
     let (at, line) = next("Open").await?;
     println!("Open shown {:?} after it opened", at - opened);
-    assert!(line.contains("FailureRate") && line.contains("1/2"), "{line}");
+    assert!(
+        line.contains("FailureRate") && line.contains("1/2"),
+        "{line}"
+    );
     until_refused(b, true).await?;
     status.store(200, SeqCst);
     until_refused(a, false).await?;
@@ -99,18 +120,33 @@ async fn kubectl_shows_an_outage_from_closed_to_closed_within_a_second_of_each_s
     }
     let closed = Instant::now();
     let (at, line) = next("Closed").await?;
-    println!("HalfOpen shown {:?} before Closed; Closed {:?} after the last probe", at - half_open, at.saturating_duration_since(closed));
+    println!(
+        "HalfOpen shown {:?} before Closed; Closed {:?} after the last probe",
+        at - half_open,
+        at.saturating_duration_since(closed)
+    );
     assert!(line.contains("Recovered") && line.contains("0/2"), "{line}");
 
-    let events = weir.cluster.kubectl(&["-n", "shop", "get", "events"]).await?;
+    let events = weir
+        .cluster
+        .kubectl(&["-n", "shop", "get", "events"])
+        .await?;
     println!("{events}");
     for reason in ["CircuitOpened", "CircuitHalfOpen", "CircuitClosed"] {
         for object in ["resiliencepolicy/payments", "service/payments"] {
-            assert!(events.lines().any(|line| line.contains(reason) && line.contains(object)), "{reason} on {object}");
+            assert!(
+                events
+                    .lines()
+                    .any(|line| line.contains(reason) && line.contains(object)),
+                "{reason} on {object}"
+            );
         }
     }
     let both = weir.cluster.kubectl(&["-n", "shop", "get", "weir"]).await?;
     println!("{both}");
-    assert!(both.contains("resiliencepolicy.weir.dev/payments") && both.contains("circuitbreaker.weir.dev/payments"));
+    assert!(
+        both.contains("resiliencepolicy.weir.dev/payments")
+            && both.contains("circuitbreaker.weir.dev/payments")
+    );
     weir.shutdown().await
 }

@@ -212,6 +212,16 @@ fn endpoints_go_at_once_first_and_then_once_a_second_while_policies_go_at_once()
 }
 
 #[test]
+fn the_first_endpoints_of_a_new_service_do_not_wait() {
+    let now = Instant::now();
+    let first = [service("a", 1), endpoints("a", "10.0.0.1:80")];
+    let mut session = synced(&catalog(first.clone()), now);
+    let new = [service("b", 1), endpoints("b", "10.0.0.2:80")];
+    let response = session.next(&catalog(first.into_iter().chain(new)), now);
+    assert_eq!(names(&response.unwrap()), ["shop/b", "shop/b"]);
+}
+
+#[test]
 fn a_large_synchronisation_is_split_and_only_its_last_part_completes_it() {
     let now = Instant::now();
     let all = catalog((0..2_000).map(|n| service(&format!("service-{n:040}"), 1)));

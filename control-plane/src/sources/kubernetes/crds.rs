@@ -36,10 +36,17 @@ async fn look(api: &Api<CustomResourceDefinition>) -> Result<(), String> {
         let name = format!("{}.{}", kind.plural(), GROUP);
         let crd = match api.get_opt(&name).await {
             Ok(crd) => crd,
-            Err(error) => return Err(format!("the API server does not give {name}: {}", say(&error))),
+            Err(error) => {
+                return Err(format!(
+                    "the API server does not give {name}: {}",
+                    say(&error)
+                ));
+            }
         };
         let Some(crd) = crd else {
-            return Err(format!("the CustomResourceDefinition {name} is missing: run: {INSTALL_COMMAND}"));
+            return Err(format!(
+                "the CustomResourceDefinition {name} is missing: run: {INSTALL_COMMAND}"
+            ));
         };
         let revision = schema_revision(&crd.metadata.annotations.unwrap_or_default());
         if revision < SCHEMA_REVISION {
@@ -47,8 +54,14 @@ async fn look(api: &Api<CustomResourceDefinition>) -> Result<(), String> {
                 "the CustomResourceDefinition {name} has schema revision {revision}, and this version of Weir needs {SCHEMA_REVISION}: run: {INSTALL_COMMAND}"
             ));
         }
-        let conditions = crd.status.and_then(|status| status.conditions).unwrap_or_default();
-        if !conditions.iter().any(|condition| condition.type_ == "Established" && condition.status == "True") {
+        let conditions = crd
+            .status
+            .and_then(|status| status.conditions)
+            .unwrap_or_default();
+        if !conditions
+            .iter()
+            .any(|condition| condition.type_ == "Established" && condition.status == "True")
+        {
             return Err(format!("the API server does not serve {name} yet"));
         }
     }

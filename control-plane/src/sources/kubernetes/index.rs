@@ -255,7 +255,9 @@ impl Index {
                     let about = about(&policy.metadata);
                     about.with(Arc::new(policy))
                 });
-                let Objects { policies, refused, .. } = &mut self.objects;
+                let Objects {
+                    policies, refused, ..
+                } = &mut self.objects;
                 take(policies, refused, id, key, read, *object)
             }
             Object::Breaker(object) => {
@@ -266,14 +268,20 @@ impl Index {
                     about.written = spec_written(&object.metadata).unwrap_or(about.first_seen);
                     about.with(Arc::new(breaker))
                 });
-                let Objects { breakers, refused, .. } = &mut self.objects;
+                let Objects {
+                    breakers, refused, ..
+                } = &mut self.objects;
                 take(breakers, refused, id, key, read, *object)
             }
             Object::Service(mut service) => {
                 strip(&mut service.metadata);
                 service.status = None;
                 let about = about(&service.metadata);
-                put(&mut self.objects.services, key, about.with(Arc::from(service)))
+                put(
+                    &mut self.objects.services,
+                    key,
+                    about.with(Arc::from(service)),
+                )
             }
             Object::Slice(mut slice) => {
                 strip(&mut slice.metadata);
@@ -286,7 +294,10 @@ impl Index {
                 before != Some(labels)
             }
             Object::Agent(pod) => {
-                let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+                let phase = pod
+                    .status
+                    .as_ref()
+                    .and_then(|status| status.phase.as_deref());
                 let ended = pod.metadata.deletion_timestamp.is_some()
                     || matches!(phase, Some("Succeeded" | "Failed"));
                 let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
@@ -311,7 +322,10 @@ impl Index {
         let live = Live {
             uid: metadata.uid.clone().unwrap_or_default(),
             version: revision(metadata),
-            owned: metadata.owner_references.as_ref().is_some_and(|owners| !owners.is_empty()),
+            owned: metadata
+                .owner_references
+                .as_ref()
+                .is_some_and(|owners| !owners.is_empty()),
             status: object.data.get("status").cloned().unwrap_or(Value::Null),
         };
         self.observed.see(collection, key, live);
@@ -370,7 +384,11 @@ fn id(kind: OwnKind, key: &Key) -> ObjectId {
 fn policy(object: &DynamicObject) -> Result<ResiliencePolicy, String> {
     let spec: ResiliencePolicySpec = spec(object, weir_crds::Kind::ResiliencePolicy)?;
     if let Some(problem) = refusals(&spec).into_iter().next() {
-        return Err(format!("spec.{}: {}", problem.path.trim_start_matches("spec."), problem.message));
+        return Err(format!(
+            "spec.{}: {}",
+            problem.path.trim_start_matches("spec."),
+            problem.message
+        ));
     }
     let mut policy = ResiliencePolicy::new("", spec);
     policy.metadata = kept(&object.metadata);
@@ -454,7 +472,8 @@ fn spec_written(metadata: &ObjectMeta) -> Option<Timestamp> {
     let writers = metadata.managed_fields.iter().flatten();
     let of_spec = writers.filter(|writer| {
         let fields = writer.fields_v1.as_ref();
-        writer.subresource.is_none() && fields.is_some_and(|fields| fields.0.get("f:spec").is_some())
+        writer.subresource.is_none()
+            && fields.is_some_and(|fields| fields.0.get("f:spec").is_some())
     });
     of_spec
         .filter_map(|writer| Some(moment(&writer.time.as_ref()?.0)))

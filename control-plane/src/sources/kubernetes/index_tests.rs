@@ -11,7 +11,7 @@ fn dynamic(value: Value) -> Box<DynamicObject> {
     Box::new(serde_json::from_value(value).unwrap())
 }
 
-fn policy(version: u32, retries: Value, status: Value) -> Object {
+fn policy(version: u32, retries: &Value, status: &Value) -> Object {
     Object::Policy(dynamic(json!({
         "apiVersion": "weir.dev/v1alpha1", "kind": "ResiliencePolicy",
         "metadata": {"name": "payments", "namespace": "shop", "uid": "u", "generation": 1,
@@ -22,7 +22,8 @@ fn policy(version: u32, retries: Value, status: Value) -> Object {
 }
 
 fn service(name: &str) -> Object {
-    let service = json!({"metadata": {"name": name, "namespace": "shop"}, "spec": {"ports": [{"port": 80}]}});
+    let service =
+        json!({"metadata": {"name": name, "namespace": "shop"}, "spec": {"ports": [{"port": 80}]}});
     Object::Service(Box::new(serde_json::from_value(service).unwrap()))
 }
 
@@ -56,32 +57,52 @@ fn what_a_new_list_does_not_name_is_gone_when_it_ends_and_not_before() {
     index.take(Change::Listed(service("orders")));
     assert_eq!(index.objects().services.len(), 2);
     assert!(index.take(Change::Done(Kind::Services)), "it is news");
-    let left: Vec<_> = index.objects().services.keys().map(|key| key.1.as_str()).collect();
+    let left: Vec<_> = index
+        .objects()
+        .services
+        .keys()
+        .map(|key| key.1.as_str())
+        .collect();
     assert_eq!(left, ["orders"]);
 }
 
 #[test]
 fn a_policy_that_cannot_be_read_keeps_its_last_good_version_and_hurts_no_other() {
     let (mut index, _) = index();
-    assert!(index.take(Change::Applied(policy(1, json!({"attempts": 2}), json!({})))));
-    assert!(index.take(Change::Applied(policy(2, json!({"attempts": "many"}), json!({})))));
+    assert!(index.take(Change::Applied(policy(
+        1,
+        &json!({"attempts": 2}),
+        &json!({})
+    ))));
+    assert!(index.take(Change::Applied(policy(
+        2,
+        &json!({"attempts": "many"}),
+        &json!({})
+    ))));
     let kept = &index.objects().policies[&key()];
-    assert_eq!(kept.object.spec.sections.retries.as_ref().unwrap().attempts, 2);
+    assert_eq!(
+        kept.object.spec.sections.retries.as_ref().unwrap().attempts,
+        2
+    );
     let problem = kept.problem.as_ref().unwrap();
     assert!(problem.contains("spec.retries.attempts"), "{problem}");
-    assert!(index.take(Change::Applied(policy(3, json!({"attempts": 3}), json!({})))));
+    assert!(index.take(Change::Applied(policy(
+        3,
+        &json!({"attempts": 3}),
+        &json!({})
+    ))));
     assert!(index.objects().policies[&key()].problem.is_none());
 }
 
 #[test]
 fn a_policy_that_was_never_good_is_shown_as_refused_until_it_is_good_or_gone() {
     let (mut index, _) = index();
-    let bad = || policy(1, json!({"attempts": "many"}), json!({}));
+    let bad = || policy(1, &json!({"attempts": "many"}), &json!({}));
     index.take(Change::Applied(bad()));
     assert_eq!(index.objects().refused.len(), 1);
-    index.take(Change::Applied(policy(2, json!({}), json!({}))));
+    index.take(Change::Applied(policy(2, &json!({}), &json!({}))));
     assert!(index.objects().refused.is_empty());
-    index.take(Change::Deleted(policy(2, json!({}), json!({}))));
+    index.take(Change::Deleted(policy(2, &json!({}), &json!({}))));
     index.take(Change::Applied(bad()));
     index.take(Change::Deleted(bad()));
     assert!(index.objects().refused.is_empty() && index.objects().policies.is_empty());
@@ -91,19 +112,31 @@ fn a_policy_that_was_never_good_is_shown_as_refused_until_it_is_good_or_gone() {
 fn a_status_that_comes_back_is_observed_and_no_news_for_the_model() {
     let (mut index, observed) = index();
     let status = json!({"conditions": []});
-    assert!(index.take(Change::Applied(policy(1, json!({}), Value::Null))));
-    assert!(!index.take(Change::Applied(policy(2, json!({}), status.clone()))));
-    let live = observed.get(&(Collection::ResiliencePolicies, key())).unwrap();
+    assert!(index.take(Change::Applied(policy(1, &json!({}), &Value::Null))));
+    assert!(!index.take(Change::Applied(policy(2, &json!({}), &status))));
+    let live = observed
+        .get(&(Collection::ResiliencePolicies, key()))
+        .unwrap();
     assert_eq!((live.version, live.status), (2, status));
     // An older word that arrives late is not believed.
-    index.take(Change::Applied(policy(1, json!({}), Value::Null)));
-    assert_eq!(observed.get(&(Collection::ResiliencePolicies, key())).unwrap().version, 2);
+    index.take(Change::Applied(policy(1, &json!({}), &Value::Null)));
+    assert_eq!(
+        observed
+            .get(&(Collection::ResiliencePolicies, key()))
+            .unwrap()
+            .version,
+        2
+    );
 }
 
 #[test]
 fn a_status_that_a_later_version_wrote_does_not_hide_the_policy() {
     let (mut index, _) = index();
-    index.take(Change::Applied(policy(1, json!({}), json!({"conditions": "other"}))));
+    index.take(Change::Applied(policy(
+        1,
+        &json!({}),
+        &json!({"conditions": "other"}),
+    )));
     assert!(index.objects().policies.contains_key(&key()));
 }
 
@@ -132,7 +165,15 @@ fn nodes_with_an_agent_are_those_of_its_pods_that_have_not_ended() {
     index.take(Change::Applied(agent("a", None, "Pending")));
     index.take(Change::Applied(agent("b", Some("n1"), "Running")));
     index.take(Change::Applied(agent("c", Some("n2"), "Running")));
-    let nodes = |index: &Index| index.objects().agents.clone().unwrap().into_iter().collect::<Vec<_>>();
+    let nodes = |index: &Index| {
+        index
+            .objects()
+            .agents
+            .clone()
+            .unwrap()
+            .into_iter()
+            .collect::<Vec<_>>()
+    };
     assert_eq!(nodes(&index), ["n1", "n2"]);
     index.take(Change::Applied(agent("c", Some("n2"), "Failed")));
     assert_eq!(nodes(&index), ["n1"]);

@@ -85,7 +85,10 @@ impl Observed {
     /// Every object that Weir made, of one collection.
     pub(crate) fn owned(&self, collection: Collection) -> Vec<Key> {
         let inner = self.inner();
-        let owned = inner.live.iter().filter(|((of, _), live)| *of == collection && live.owned);
+        let owned = inner
+            .live
+            .iter()
+            .filter(|((of, _), live)| *of == collection && live.owned);
         owned.map(|((_, key), _)| key.clone()).collect()
     }
 
@@ -104,5 +107,7 @@ impl Observed {
 /// The resource version as a number; the server's own are, and they grow.
 pub(crate) fn revision(metadata: &ObjectMeta) -> u64 {
     let version = metadata.resource_version.as_deref();
-    version.and_then(|version| version.parse().ok()).unwrap_or(0)
+    version
+        .and_then(|version| version.parse().ok())
+        .unwrap_or(0)
 }

@@ -7,12 +7,12 @@ use std::time::Duration;
 use futures::stream::{BoxStream, SelectAll, StreamExt};
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::Client;
 use kube::api::{Api, ApiResource, DynamicObject};
 use kube::core::PartialObjectMeta;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Config, Event, watcher};
-use kube::Client;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use weir_crds::v1alpha1::{CircuitBreakerObject, ResiliencePolicy};
@@ -108,14 +108,28 @@ fn watches(client: &Client, own_namespace: &str) -> SelectAll<BoxStream<'static,
     let namespaces: Api<PartialObjectMeta<Namespace>> = Api::all(client.clone());
     let agents: Api<Pod> = Api::namespaced(client.clone(), own_namespace);
     let mut watches = SelectAll::new();
-    watches.push(words(Kind::Policies, watcher(policies, all()), |object| Object::Policy(Box::new(object))));
-    watches.push(words(Kind::Breakers, watcher(breakers, all()), |object| Object::Breaker(Box::new(object))));
-    watches.push(words(Kind::Services, watcher(services, all()), |object| Object::Service(Box::new(object))));
-    watches.push(words(Kind::Slices, watcher(slices, all()), |object| Object::Slice(Box::new(object))));
-    watches.push(words(Kind::Namespaces, watcher(namespaces, all()), |object| {
-        Object::Namespace(Box::new(object))
+    watches.push(words(Kind::Policies, watcher(policies, all()), |object| {
+        Object::Policy(Box::new(object))
     }));
-    watches.push(words(Kind::Agents, watcher(agents, all().labels(AGENTS)), |object| Object::Agent(Box::new(object))));
+    watches.push(words(Kind::Breakers, watcher(breakers, all()), |object| {
+        Object::Breaker(Box::new(object))
+    }));
+    watches.push(words(Kind::Services, watcher(services, all()), |object| {
+        Object::Service(Box::new(object))
+    }));
+    watches.push(words(Kind::Slices, watcher(slices, all()), |object| {
+        Object::Slice(Box::new(object))
+    }));
+    watches.push(words(
+        Kind::Namespaces,
+        watcher(namespaces, all()),
+        |object| Object::Namespace(Box::new(object)),
+    ));
+    watches.push(words(
+        Kind::Agents,
+        watcher(agents, all().labels(AGENTS)),
+        |object| Object::Agent(Box::new(object)),
+    ));
     watches
 }
 
@@ -221,7 +235,8 @@ impl Watching {
             .collect();
         if !waits.is_empty() {
             let waits = waits.join("; ");
-            self.readiness.wait_for(format!("reading from the API server: {waits}"));
+            self.readiness
+                .wait_for(format!("reading from the API server: {waits}"));
         }
     }
 
@@ -234,4 +249,3 @@ impl Watching {
 fn expired(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::WatchError(status) if status.code == 410)
 }
-
