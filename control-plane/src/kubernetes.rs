@@ -12,7 +12,7 @@ use kube::{Api, Client, Resource as _, ResourceExt as _};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::identity::{self, Identity, Keeper, Lifetimes, Refusals};
+use crate::identity::{self, Identity, Keeper, Lifetimes, Refusals, Served};
 use crate::leadership::{Leadership, Role};
 use crate::metrics::Metrics;
 use crate::readiness::Readiness;
@@ -91,6 +91,12 @@ pub(crate) struct Cluster {
     client: Client,
 }
 
+/// What makes certificates, and the one that is in use.
+pub(crate) struct Authority {
+    pub(crate) keeper: Keeper,
+    pub(crate) certificate: watch::Receiver<Option<Served>>,
+}
+
 /// What the parts share with the rest of the control plane.
 pub(crate) struct Shared {
     pub(crate) objects: watch::Sender<Option<Arc<Objects>>>,
@@ -121,12 +127,16 @@ impl Cluster {
     pub(crate) fn spawn(
         self,
         shared: Shared,
-        keeper: Option<Keeper>,
+        authority: Option<Authority>,
         tasks: &mut JoinSet<()>,
         stop: &watch::Receiver<bool>,
     ) {
         let Cluster { kubernetes, client } = self;
-        tasks.spawn(source::run(
+        let (keeper, certificate) = match authority {
+            Some(authority) => (Some(authority.keeper), Some(authority.certificate)),
+            None => (None, None),
+        };
+        let source = source::run(
             client.clone(),
             kubernetes.namespace.clone(),
             shared.objects,
@@ -134,7 +144,24 @@ impl Cluster {
             Arc::clone(&shared.readiness),
             Arc::clone(&shared.metrics),
             stop.clone(),
-        ));
+        );
+        let readiness = Arc::clone(&shared.readiness);
+        let mut stopped = stop.clone();
+        tasks.spawn(async move {
+            // A replica without a certificate is of no use to any agent.
+            if let Some(mut certificate) = certificate {
+                readiness.wait_for("a certificate: Secret and ConfigMap weir-ca must be there, and this program allowed to write them".to_owned());
+                tokio::select! {
+                    () = crate::stop::stopped(&mut stopped) => return,
+                    signed = async { certificate.wait_for(Option::is_some).await.is_ok() } => {
+                        if !signed {
+                            return;
+                        }
+                    }
+                }
+            }
+            source.await;
+        });
         let stopping = stop.clone();
         tasks.spawn(async move {
             let mut stop = stopping.clone();

@@ -188,12 +188,16 @@ impl ControlPlane {
             leadership: leadership.clone(),
         };
         let refusals = Arc::new(Refusals::new(Arc::clone(&metrics)));
-        let (tls, gate, keeper) = match &source {
+        let (tls, gate, authority) = match &source {
             // Manifests in files come without an API server that knows agents.
             Opened::Files(_) => (None, Gate::Open, None),
             Opened::Kubernetes(cluster) => {
                 let identity = cluster.identity(&refusals)?;
-                (Some(identity.tls), identity.gate, Some(identity.keeper))
+                let authority = kubernetes::Authority {
+                    keeper: identity.keeper,
+                    certificate: identity.certificate,
+                };
+                (Some(identity.tls), identity.gate, Some(authority))
             }
         };
         let access = Access {
@@ -251,7 +255,7 @@ impl ControlPlane {
                     roles,
                     leadership,
                 };
-                cluster.spawn(shared, keeper, &mut tasks, &stopping);
+                cluster.spawn(shared, authority, &mut tasks, &stopping);
                 None
             }
         };

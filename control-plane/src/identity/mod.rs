@@ -32,6 +32,7 @@ mod secret;
 mod tests;
 mod token;
 
+pub(crate) use certificate::Served;
 pub(crate) use door::{Door, Tls};
 pub(crate) use gate::{Gate, Peer, Reviewer};
 pub(crate) use keeper::Keeper;
@@ -74,6 +75,8 @@ pub(crate) struct Identity {
     pub(crate) tls: Tls,
     /// For the streams.
     pub(crate) gate: Gate,
+    /// There is a certificate once it holds something.
+    pub(crate) certificate: watch::Receiver<Option<Served>>,
 }
 
 impl Identity {
@@ -94,7 +97,8 @@ impl Identity {
             Arc::clone(refusals),
         );
         Ok(Identity {
-            tls: Tls::new(certificate, config.lifetimes.stream / 2)?,
+            tls: Tls::new(certificate.clone(), config.lifetimes.stream / 2)?,
+            certificate,
             gate: Gate::Tokens(Arc::new(reviewer)),
             keeper: Keeper::new(config, served),
         })

@@ -48,10 +48,25 @@ pub(super) struct News {
 /// An Event that was made, and how often it happened.
 #[derive(Debug)]
 struct Told {
+    namespace: String,
     name: String,
     count: i32,
+    /// The count that the server has, and since when.
+    said: i32,
     written: Instant,
     last: Instant,
+}
+
+impl Told {
+    fn count(&mut self, now: Instant) -> Telling {
+        self.said = self.count;
+        self.written = now;
+        Telling::Count {
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+            count: self.count,
+        }
+    }
 }
 
 /// What to do at the API server.
@@ -99,13 +114,7 @@ impl Teller {
             if now < told.written + COUNT_EVERY || !self.bucket.take(now) {
                 return None;
             }
-            told.written = now;
-            let namespace = news.regarding.namespace.unwrap_or_default();
-            return Some(Telling::Count {
-                namespace,
-                name: told.name.clone(),
-                count: told.count,
-            });
+            return Some(told.count(now));
         }
         if !self.bucket.take(now) {
             return None;
@@ -116,14 +125,35 @@ impl Teller {
         }
         if self.told.len() < MAX_OPEN {
             let told = Told {
+                namespace: event.metadata.namespace.clone().unwrap_or_default(),
                 name: event.metadata.name.clone().unwrap_or_default(),
                 count: 1,
+                said: 1,
                 written: now,
                 last: now,
             };
             self.told.insert(key, told);
         }
         Some(Telling::Make(Box::new(event)))
+    }
+
+    /// Counts that were not told when they grew and may be told now.
+    pub(super) fn counts(&mut self, now: Instant) -> Vec<Telling> {
+        let mut due = Vec::new();
+        for told in self.told.values_mut() {
+            let is_due = told.said != told.count && now >= told.written + COUNT_EVERY;
+            if is_due && self.bucket.take(now) {
+                due.push(told.count(now));
+            }
+        }
+        due
+    }
+
+    /// When [`Teller::counts`] may have something.
+    pub(super) fn due(&self) -> Option<Instant> {
+        let behind = self.told.values().filter(|told| told.said != told.count);
+        let due = behind.map(|told| told.written + COUNT_EVERY).min()?;
+        Some(due.max(self.bucket.next()))
     }
 
     fn event(&self, news: News) -> Event {
@@ -246,6 +276,18 @@ mod tests {
             }
             other => panic!("not counted: {other:?}"),
         }
+        assert!(
+            teller
+                .tell(news("CircuitOpened", "4b"), now + COUNT_EVERY)
+                .is_none()
+        );
+        let due = teller.due().unwrap();
+        assert_eq!(due, now + COUNT_EVERY + COUNT_EVERY);
+        assert!(matches!(
+            teller.counts(due)[..],
+            [Telling::Count { count: 4, .. }]
+        ));
+        assert_eq!(teller.due(), None);
         let later = now + COUNT_EVERY + AGAIN;
         assert_ne!(name(teller.tell(news("CircuitOpened", "5"), later)), first);
     }

@@ -122,12 +122,15 @@ impl Writer {
                 flying.push(self.carry_out(write, told));
             }
             let due = queue.due().filter(|_| holds && flying.len() < MAX_FLYING);
+            if holds {
+                untold.append(&mut teller.counts(Instant::now()));
+            }
             // Told once writes succeed again.
-            let retell = holds && !failing && !untold.is_empty() && telling.is_none();
-            if retell {
+            if holds && !failing && !untold.is_empty() && telling.is_none() {
                 telling = Some(Box::pin(self.tell(std::mem::take(&mut untold))));
             }
-            let due = due.into_iter().chain(until.filter(|_| holds)).min();
+            let due = due.into_iter().chain(until.filter(|_| holds));
+            let due = due.chain(teller.due().filter(|_| holds)).min();
             tokio::select! {
                 Some(mut landed) = flying.next(), if !flying.is_empty() => {
                     untold.append(&mut landed.untold);
@@ -183,17 +186,11 @@ impl Writer {
         match changed.change {
             crate::store::Change::Deleted => queue.drop_desire(&place, live.as_ref()),
             _ => {
-                queue.desire(&place, &changed.object, live.as_ref());
                 // An unwanted breaker goes when its override ends.
-                let held = changed
-                    .object
-                    .pointer("/spec/override/expiresAt")
-                    .and_then(Value::as_str);
-                if let Some(until) = held.and_then(|held| held.parse::<Timestamp>().ok()) {
-                    let left = until.duration_since(Timestamp::now());
-                    if let Ok(left) = Duration::try_from(left) {
-                        queue.come_back(&place, Instant::now() + left);
-                    }
+                let kept_until = queue.desire(&place, &changed.object, live.as_ref());
+                let left = kept_until.map(|until| until.duration_since(Timestamp::now()));
+                if let Some(Ok(left)) = left.map(Duration::try_from) {
+                    queue.come_back(&place, Instant::now() + left);
                 }
             }
         }

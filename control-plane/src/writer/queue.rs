@@ -100,12 +100,19 @@ impl Queue {
         }
     }
 
-    /// The object should be so. `object` is whole, with its status.
-    pub(super) fn desire(&mut self, place: &Place, object: &Value, live: Option<&Live>) {
+    /// The object should be so. `object` is whole, with its status. Gives back
+    /// until when it is kept, where nobody asks for it.
+    pub(super) fn desire(
+        &mut self,
+        place: &Place,
+        object: &Value,
+        live: Option<&Live>,
+    ) -> Option<Timestamp> {
         let desired = Desired {
             status: Arc::new(object.get("status").cloned().unwrap_or(Value::Null)),
             unwanted: unwanted(object),
         };
+        let kept_until = desired.unwanted;
         let entry = self.entries.entry(place.clone()).or_default();
         entry.gone = false;
         // Only another state is a step of its own.
@@ -121,6 +128,7 @@ impl Queue {
             entry.steps.pop_front();
         }
         self.look(place, live);
+        kept_until
     }
 
     /// The model no longer has the object.
