@@ -235,7 +235,9 @@ impl Weir {
         for node in nodes {
             cluster.node(node).await?;
         }
-        let pods = cluster.schedule_pods(|_| Some(netns::address(1))).await?;
+        let pods = cluster
+            .schedule_pods(|pod| Some(netns::address(address_of(pod))))
+            .await?;
         let charts = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts");
         for chart in ["weir-crds", "weir"] {
             let path = format!("{charts}/{chart}");
@@ -516,6 +518,15 @@ impl Weir {
         }
         self.cluster.shutdown().await
     }
+}
+
+/// Where a Pod is: those that carry a label `address` say it, the others are at the first.
+fn address_of(pod: &Pod) -> u8 {
+    let address = pod
+        .labels()
+        .get("address")
+        .and_then(|address| address.parse().ok());
+    address.unwrap_or(1)
 }
 
 impl Agent {
