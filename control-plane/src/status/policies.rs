@@ -59,7 +59,8 @@ impl Memory {
                     view.now,
                 ),
             ];
-            let (status, reason, message) = programmed(outcome, &rollout, view.objects.agents.is_some());
+            let (status, reason, message) =
+                programmed(outcome, &rollout, view.objects.agents.is_some());
             let programmed = (reason, message.as_str());
             conditions.push(self.condition(
                 &of,
@@ -241,7 +242,11 @@ fn programmed(
             true => "no node has an agent: see that the DaemonSet weir-agent has pods",
             false => "no agent has connected: start `weir agent`, or `weir run`, which has one",
         };
-        return (ConditionStatus::Unknown, Reason::NoAgents, message.to_owned());
+        return (
+            ConditionStatus::Unknown,
+            Reason::NoAgents,
+            message.to_owned(),
+        );
     }
     if agents.rejected == agents.expected && !lacking.is_empty() {
         return bad(
