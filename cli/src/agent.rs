@@ -17,15 +17,30 @@ use crate::signals::Signals;
 pub(crate) struct Options {
     /// Where the control plane is: http://127.0.0.1:15010, or https:// and a
     /// name of its Service.
-    #[arg(long, value_name = "URL", env = "WEIR_CONTROL_PLANE", hide_env_values = true)]
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "WEIR_CONTROL_PLANE",
+        hide_env_values = true
+    )]
     control_plane: String,
     /// The roots that vouch for a control plane at https://, in PEM: ca.crt of
     /// the ConfigMap weir-ca. Read for each connection.
-    #[arg(long, value_name = "FILE", env = "WEIR_CONTROL_PLANE_CA", hide_env_values = true)]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "WEIR_CONTROL_PLANE_CA",
+        hide_env_values = true
+    )]
     control_plane_ca: Option<PathBuf>,
     /// A projected ServiceAccount token with audience weir-control-plane, which
     /// says what node this is. Read for each stream.
-    #[arg(long, value_name = "FILE", env = "WEIR_TOKEN_FILE", hide_env_values = true)]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "WEIR_TOKEN_FILE",
+        hide_env_values = true
+    )]
     token_file: Option<PathBuf>,
     /// Be an explicit HTTP proxy at this address, such as 127.0.0.1:15081.
     #[arg(long, value_name = "ADDR")]
