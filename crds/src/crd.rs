@@ -124,6 +124,9 @@ fn finished(crd: impl serde::Serialize) -> Value {
 /// - keys in order, so that a change of the types changes nothing else;
 /// - the range of numbers instead of their `format`: the API server does not know
 ///   the unsigned ones;
+/// - defaults in words: `kubectl explain` does not show them otherwise;
+/// - no description of the items of a list beside that of the list: `kubectl
+///   explain` prints one after the other, and they say the same;
 fn tidy(schema: &mut Value) {
     let Some(schema) = schema.as_object_mut() else {
         return;
@@ -135,6 +138,7 @@ fn tidy(schema: &mut Value) {
     if let Some(Value::String(description)) = schema.get_mut("description") {
         *description = paragraphs(description);
     }
+    describe_default(schema);
     if schema.get("type").is_some_and(|kind| kind == "integer") {
         if schema
             .remove("format")
@@ -153,8 +157,32 @@ fn tidy(schema: &mut Value) {
     }
     if let Some(items) = schema.get_mut("items") {
         tidy(items);
+        if let Some(items) = items.as_object_mut() {
+            items.remove("description");
+        }
     }
     schema.sort_keys();
+}
+
+/// The default of a value or list of values. Those of objects are their fields'.
+fn describe_default(schema: &mut Map<String, Value>) {
+    let words = match schema.get("default") {
+        Some(Value::Array(items)) if items.is_empty() => "none".to_owned(),
+        Some(Value::Array(items)) => items.iter().map(plain).collect::<Vec<_>>().join(", "),
+        None | Some(Value::Object(_)) => return,
+        Some(Value::String(text)) if text.is_empty() => return,
+        Some(value) => plain(value),
+    };
+    if let Some(Value::String(description)) = schema.get_mut("description") {
+        description.push_str(&format!(" Default: {words}."));
+    }
+}
+
+/// A value as people write it in a manifest.
+fn plain(value: &Value) -> String {
+    value
+        .as_str()
+        .map_or_else(|| value.to_string(), str::to_owned)
 }
 
 /// `minimum` and `maximum` pass through a float in the derives: 1.0 is 1.

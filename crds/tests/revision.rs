@@ -28,16 +28,16 @@ fn outline(kind: Kind) -> String {
 
 fn fields(schema: &Value, path: &str, out: &mut String) {
     let mut own = schema.as_object().unwrap().clone();
-    own.remove("description");
-    let properties = own.remove("properties");
-    let items = own.remove("items");
+    own.shift_remove("description");
+    let properties = own.shift_remove("properties");
+    let items = own.shift_remove("items");
     for rule in own
         .get_mut("x-kubernetes-validations")
         .and_then(Value::as_array_mut)
         .into_iter()
         .flatten()
     {
-        rule.as_object_mut().unwrap().remove("message");
+        rule.as_object_mut().unwrap().shift_remove("message");
     }
     writeln!(out, "{path} {}", Value::Object(own)).unwrap();
     for (name, field) in properties.iter().filter_map(Value::as_object).flatten() {

@@ -1,6 +1,6 @@
 use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::{
     Bulkhead, CircuitBreaker, Connections, Deadline, Fallback, Fault, Hedging, Idempotency,
@@ -39,8 +39,8 @@ pub struct Sections {
     #[allow(missing_docs, reason = "told once, at the type")]
     pub load_shedding: Option<LoadShedding>,
     /// Partitions of callers. At the destination one caller cannot take all of a
-    /// pod; at the caller one slow destination cannot take all of a caller. Up to
-    /// 16.
+    /// pod; at the caller one slow destination cannot take all of a caller. The
+    /// first in the list that a request belongs to counts. Up to 16.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub bulkheads: Option<Vec<Bulkhead>>,
@@ -54,7 +54,8 @@ pub struct Sections {
     #[allow(missing_docs, reason = "told once, at the type")]
     pub fallback: Option<Fallback>,
     /// Chaos on purpose, so that retries, timeouts and breakers meet it as if it
-    /// were real. Acts at the caller's node. Up to 8.
+    /// were real. The first in the list that a try meets acts. Acts at the
+    /// caller's node. Up to 8.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub faults: Option<Vec<Fault>>,
@@ -158,9 +159,9 @@ impl Sections {
     }
 }
 
-/// Sections as they stand in a route's schema: without the descriptions, which
-/// the policy's own sections carry, and without those that a route cannot have,
-/// which are there only to be refused with a reason.
+/// Sections as they stand in a route's schema: described by reference to the
+/// policy's own sections, and without those that a route cannot have, which are
+/// there only to be refused with a reason.
 pub(super) fn in_route(route: &mut Schema) {
     let Some(properties) = route.get_mut("properties").and_then(Value::as_object_mut) else {
         return;
@@ -177,38 +178,38 @@ pub(super) fn in_route(route: &mut Schema) {
                     "x-kubernetes-preserve-unknown-fields": true,
                 });
             }
-            _ => {
-                without_descriptions(schema);
-                if let Some(schema) = schema.as_object_mut() {
-                    schema.insert(
-                        "description".to_owned(),
-                        format!("See spec.{section}.").into(),
-                    );
-                }
-            }
+            _ => refer(schema, &format!("spec.{section}")),
         }
     }
 }
 
-fn without_descriptions(schema: &mut Value) {
+/// Puts a reference to `path` in the place of each description: the same fields are described there, and an object
+/// that is applied has to fit into an annotation of 256 KiB.
+fn refer(schema: &mut Value, path: &str) {
+    refer_within(schema, path);
+    if let Some(schema) = schema.as_object_mut() {
+        schema.insert("description".to_owned(), format!("See {path}.").into());
+    }
+}
+
+fn refer_within(schema: &mut Value, path: &str) {
     let Some(schema) = schema.as_object_mut() else {
         return;
     };
     schema.remove("description");
-    if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
-        properties.values_mut().for_each(without_descriptions);
+    let properties = schema.get_mut("properties").and_then(Value::as_object_mut);
+    for (field, schema) in properties.into_iter().flatten() {
+        refer(schema, &format!("{path}.{field}"));
     }
     if let Some(items) = schema.get_mut("items") {
-        without_descriptions(items);
+        refer_within(items, path);
     }
-    without_descriptions_of_variants(schema);
-}
-
-/// Enums and optional structs are not yet flattened when this runs.
-fn without_descriptions_of_variants(schema: &mut Map<String, Value>) {
+    // Enums and optional structs are not yet flattened when this runs.
     for keyword in ["oneOf", "anyOf", "allOf"] {
         if let Some(branches) = schema.get_mut(keyword).and_then(Value::as_array_mut) {
-            branches.iter_mut().for_each(without_descriptions);
+            branches
+                .iter_mut()
+                .for_each(|branch| refer_within(branch, path));
         }
     }
 }

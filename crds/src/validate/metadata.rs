@@ -171,9 +171,17 @@ fn map_is(path: &str, map: &Value, values: Option<&Form>, problems: &mut Problem
     let mut size = 0;
     for (key, value) in map {
         let path = format!("{path}.{key}");
-        let (prefix, name) = key
+        // The API server asks nothing of the case of an annotation's key.
+        let folded = if values.is_none() {
+            key.to_lowercase()
+        } else {
+            key.clone()
+        };
+        let (prefix, name) = folded
             .rsplit_once('/')
-            .map_or((None, key.as_str()), |(prefix, name)| (Some(prefix), name));
+            .map_or((None, folded.as_str()), |(prefix, name)| {
+                (Some(prefix), name)
+            });
         if name.is_empty()
             || !LABEL_VALUE.fits(name)
             || prefix.is_some_and(|prefix| !SUBDOMAIN.fits(prefix))
@@ -194,7 +202,8 @@ fn map_is(path: &str, map: &Value, values: Option<&Form>, problems: &mut Problem
                     ),
                 );
             }
-            (Value::String(text), _) => size += key.len() + text.len(),
+            (Value::String(_), Some(_)) => {}
+            (Value::String(text), None) => size += key.len() + text.len(),
             _ => problems.add(
                 &path,
                 format!("{} is not text: put it in quotes", shown(value)),

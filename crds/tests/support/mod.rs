@@ -1,6 +1,9 @@
-//! What several tests of this crate need.
+//! What several tests of this crate need, and the test that asks a real API server
+//! the same.
 
 #![allow(dead_code, reason = "each test uses its part")]
+
+pub(crate) mod table;
 
 use serde_json::{Map, Value, json};
 
@@ -56,6 +59,6 @@ pub(crate) fn put(object: &mut Value, path: &str, value: Value) {
 
 /// A file beside the tests, as JSON values.
 pub(crate) fn file(name: &str) -> Value {
-    let path = format!("{}/tests/{name}", env!("CARGO_MANIFEST_DIR"));
+    let path = format!("{}/../crds/tests/{name}", env!("CARGO_MANIFEST_DIR"));
     serde_yaml::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
