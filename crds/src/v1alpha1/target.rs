@@ -53,7 +53,7 @@ pub struct TargetRef {
     /// hold only sections that act at the caller's node, and for these calls wins
     /// over the policy of the Service's owner, also over its routes. What it leaves
     /// out is the owner's. Its breakers are in the policy's namespace, under
-    /// calls.to.<namespace>.<service>.
+    /// calls.to.NAMESPACE.SERVICE.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<DnsLabel>")]
     pub namespace: Option<String>,
