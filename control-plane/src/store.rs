@@ -9,6 +9,9 @@ use tokio::sync::broadcast;
 /// Changes that a watcher may fall behind before it is cut off.
 const MAX_BEHIND: usize = 1_024;
 
+/// The field that counts the changes.
+const VERSION: &str = "resourceVersion";
+
 /// Which objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Collection {
@@ -77,13 +80,8 @@ type Key = (Collection, String, String);
 #[derive(Default)]
 struct Inner {
     revision: u64,
-    objects: BTreeMap<Key, Stored>,
-}
-
-struct Stored {
-    /// Without a resource version, for comparing.
-    plain: Value,
-    object: Arc<Value>,
+    /// With their resource versions.
+    objects: BTreeMap<Key, Arc<Value>>,
 }
 
 /// The objects as they are now.
@@ -117,40 +115,38 @@ impl Store {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes `objects`, by namespace and name, the whole of `collection`.
-    pub(crate) fn replace(
+    /// Brings objects of `collection`, by namespace and name, up to date; `None`:
+    /// there is no such object any more.
+    pub(crate) fn update(
         &self,
         collection: Collection,
-        objects: BTreeMap<(String, String), Value>,
+        objects: BTreeMap<(String, String), Option<Value>>,
     ) {
         let mut inner = self.inner();
-        let gone: Vec<Key> = inner
-            .objects
-            .keys()
-            .filter(|(of, namespace, name)| {
-                *of == collection && !objects.contains_key(&(namespace.clone(), name.clone()))
-            })
-            .cloned()
-            .collect();
-        for key in gone {
-            if let Some(stored) = inner.objects.remove(&key) {
-                inner.revision += 1;
-                self.tell(collection, Change::Deleted, key.1, stored.object);
-            }
-        }
-        for ((namespace, name), plain) in objects {
+        for ((namespace, name), object) in objects {
             let key = (collection, namespace, name);
+            let Some(mut object) = object else {
+                if let Some(gone) = inner.objects.remove(&key) {
+                    inner.revision += 1;
+                    self.tell(collection, Change::Deleted, key.1, gone);
+                }
+                continue;
+            };
             let change = match inner.objects.get(&key) {
-                Some(stored) if stored.plain == plain => continue,
-                Some(_) => Change::Modified,
+                Some(stored) => {
+                    object["metadata"][VERSION] = stored["metadata"][VERSION].clone();
+                    if **stored == object {
+                        continue;
+                    }
+                    Change::Modified
+                }
                 None => Change::Added,
             };
             inner.revision += 1;
-            let mut object = plain.clone();
-            object["metadata"]["resourceVersion"] = inner.revision.to_string().into();
+            object["metadata"][VERSION] = inner.revision.to_string().into();
             let object = Arc::new(object);
             self.tell(collection, change, key.1.clone(), Arc::clone(&object));
-            inner.objects.insert(key, Stored { plain, object });
+            inner.objects.insert(key, object);
         }
     }
 
@@ -173,11 +169,11 @@ impl Store {
             .filter(|((of, within, _), _)| {
                 *of == collection && namespace.is_none_or(|namespace| within == namespace)
             })
-            .map(|((_, within, _), stored)| Changed {
+            .map(|((_, within, _), object)| Changed {
                 collection,
                 change: Change::Added,
                 namespace: within.clone(),
-                object: Arc::clone(&stored.object),
+                object: Arc::clone(object),
             })
             .collect();
         Watch {
@@ -193,17 +189,23 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn objects(of: &[(&str, u32)]) -> BTreeMap<(String, String), Value> {
+    /// Objects by name; 0: there is none.
+    fn objects(of: &[(&str, u32)]) -> BTreeMap<(String, String), Option<Value>> {
         let object = |name: &str, n: u32| json!({"metadata": {"name": name}, "n": n});
         of.iter()
-            .map(|(name, n)| (("shop".into(), (*name).into()), object(name, *n)))
+            .map(|(name, n)| {
+                (
+                    ("shop".into(), (*name).into()),
+                    (*n > 0).then(|| object(name, *n)),
+                )
+            })
             .collect()
     }
 
     #[test]
     fn a_watch_sees_what_is_there_and_then_only_what_changes() {
         let store = Store::default();
-        store.replace(Collection::CircuitBreakers, objects(&[("a", 1), ("b", 1)]));
+        store.update(Collection::CircuitBreakers, objects(&[("a", 1), ("b", 1)]));
         let mut watch = store.watch(Collection::CircuitBreakers, Some("shop"));
         assert_eq!(watch.present.len(), 2);
         assert!(
@@ -212,8 +214,11 @@ mod tests {
                 .present
                 .is_empty()
         );
-        store.replace(Collection::CircuitBreakers, objects(&[("b", 1), ("c", 1)]));
-        store.replace(Collection::CircuitBreakers, objects(&[("b", 2), ("c", 1)]));
+        store.update(
+            Collection::CircuitBreakers,
+            objects(&[("a", 0), ("b", 1), ("c", 1)]),
+        );
+        store.update(Collection::CircuitBreakers, objects(&[("b", 2), ("c", 1)]));
         let seen: Vec<_> = std::iter::from_fn(|| watch.changes.try_recv().ok())
             .map(|changed| {
                 (

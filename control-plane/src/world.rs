@@ -9,24 +9,27 @@ use jiff::Timestamp;
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
-use weir_proto::v1alpha1::ResourceKind;
 
 use crate::events::{Event, Events, Severity};
 use crate::leadership::{Leadership, Role};
 use crate::ledger::{BreakerId, Ledger, NodeView, Verdict};
 use crate::metrics::{Gauges, Metrics};
-use crate::model::{BreakerPlan, Compiled, compile};
+use crate::model::{BreakerPlan, Changed, Compiled, Compiler};
 use crate::push::{Catalog, Encoded, ResourceId};
 use crate::readiness::Readiness;
 use crate::sources::kubernetes::Observed;
 use crate::sources::{Key, Objects};
-use crate::status::{Memory, Versions, View};
+use crate::status::{Look, Memory, Versions, View};
 use crate::stop::stopped;
 use crate::store::{Collection, Store};
 
 /// Statuses are computed no more often; what agents say in between is taken
 /// together.
 const STATUS_EVERY: Duration = Duration::from_millis(20);
+
+/// A replica that does not lead shows what the leader wrote, no more often: it
+/// looks at everything then.
+const FOLLOWED_EVERY: Duration = Duration::from_secs(1);
 
 /// A replica that begins to lead does not know yet what agents enforce. Until
 /// all have come, or for so long, it shows and writes what its predecessor did.
@@ -53,13 +56,14 @@ pub(crate) type Plans = BTreeMap<BreakerId, BreakerPlan>;
 /// What the last compile left.
 #[derive(Default)]
 pub(crate) struct State {
-    objects: Arc<Objects>,
-    compiled: Compiled,
+    compiler: Compiler,
     versions: Versions,
+    /// What the next status is about.
+    look: Look,
     memory: Memory,
     problems: Vec<String>,
-    /// When services changed that some agent does not enforce yet.
-    unsettled: Option<Instant>,
+    /// When services changed that some agent does not enforce yet, and which.
+    unsettled: Option<(Instant, BTreeSet<Key>)>,
     /// When something changes by itself.
     again: Option<Instant>,
     /// Until when statuses stay as the API server holds them, unless all agents
@@ -97,7 +101,7 @@ impl World {
         let mut next_status = Instant::now();
         let mut dirty = false;
         loop {
-            let overridden = state.compiled.until.map(in_instants);
+            let overridden = state.compiler.compiled().until.map(in_instants);
             let again = state.again.into_iter().chain(overridden).min();
             tokio::select! {
                 biased;
@@ -113,12 +117,13 @@ impl World {
                 () = sleep_until(next_status), if dirty => {
                     dirty = false;
                     self.show(&mut state);
-                    next_status = Instant::now() + STATUS_EVERY;
+                    next_status = Instant::now() + self.pause();
                 }
                 () = self.leadership.changed() => {
                     if self.leadership.role() == Role::Follows {
                         state.held = Some(Instant::now() + TAKEOVER);
                     }
+                    next_status = next_status.min(Instant::now() + STATUS_EVERY);
                     dirty = true;
                 }
                 () = self.ledger.changed(), if !dirty => {
@@ -136,27 +141,35 @@ impl World {
         }
     }
 
+    /// How long statuses stay as they are now.
+    fn pause(&self) -> Duration {
+        match self.leadership.role() {
+            Role::Follows => FOLLOWED_EVERY,
+            _ => STATUS_EVERY,
+        }
+    }
+
     /// Compiles, and publishes what changed.
     fn compile(&mut self, state: &mut State) {
-        if let Some(objects) = &*self.objects.borrow_and_update() {
-            state.objects = Arc::clone(objects);
-        }
-        let compiled = compile(&state.objects, Timestamp::now());
+        let objects = self.objects.borrow_and_update().clone();
+        let objects = objects.unwrap_or_else(|| Arc::clone(state.compiler.objects()));
+        state.look.all_policies |= objects.agents != state.compiler.objects().agents;
+        let partial = objects.partial;
+        let changed = state.compiler.update(&objects, Timestamp::now());
         self.metrics.compiled();
+        let compiled = state.compiler.compiled();
         let before = Arc::clone(&self.catalog.borrow());
-        let catalog = encode(&compiled, &before, state.objects.partial);
-        state.versions = versions(&compiled, &catalog);
-        let services = |catalog: &Catalog| -> Vec<(ResourceId, Arc<str>)> {
-            let services = catalog
-                .resources
+        let catalog = encode(compiled, &changed.services, &before, partial);
+        let renewed = renew(&mut state.versions, compiled, &changed.services, &catalog);
+        if !renewed.is_empty() {
+            let services = renewed
                 .iter()
-                .filter(|(id, _)| id.kind == ResourceKind::Service);
-            services
-                .map(|(id, resource)| (id.clone(), Arc::clone(&resource.version)))
-                .collect()
-        };
-        if services(&catalog) != services(&before) {
-            state.unsettled = Some(Instant::now());
+                .map(|key| ResourceId::service(&key.0, &key.1));
+            state.look.services.extend(services);
+            let waiting = state.unsettled.take();
+            let mut keys = waiting.map(|(_, keys)| keys).unwrap_or_default();
+            keys.extend(renewed);
+            state.unsettled = Some((Instant::now(), keys));
         }
         if catalog != *before {
             self.catalog.send_replace(Arc::new(catalog));
@@ -164,18 +177,23 @@ impl World {
         if **self.plans.borrow() != compiled.breakers {
             self.plans.send_replace(Arc::new(compiled.breakers.clone()));
         }
-        self.tell_problems(state, &compiled);
-        state.compiled = compiled;
+        let Changed {
+            policies, breakers, ..
+        } = changed;
+        state.look.policies.extend(policies);
+        state.look.breakers.extend(breakers);
+        self.tell_problems(state);
         self.settle(state);
     }
 
     /// Each problem is told once, when it comes.
-    fn tell_problems(&self, state: &mut State, compiled: &Compiled) {
-        let problems: Vec<String> = state
-            .objects
+    fn tell_problems(&self, state: &mut State) {
+        let compiler = &state.compiler;
+        let problems: Vec<String> = compiler
+            .objects()
             .problems
             .iter()
-            .chain(&compiled.problems)
+            .chain(&compiler.compiled().problems)
             .cloned()
             .collect();
         for problem in problems
@@ -206,8 +224,11 @@ impl World {
     /// Notes how long the last change took, once every agent that is there
     /// enforces or refuses it.
     fn settle(&self, state: &mut State) {
-        let Some(since) = state.unsettled else { return };
-        let services: Vec<_> = state.versions.values().cloned().collect();
+        let Some((since, keys)) = &state.unsettled else {
+            return;
+        };
+        let versions = keys.iter().filter_map(|key| state.versions.get(key));
+        let services: Vec<_> = versions.cloned().collect();
         let nodes = self.ledger.nodes();
         let mut here = nodes.iter().filter(|node| node.connected).peekable();
         if here.peek().is_some() && here.all(|node| node.verdict(&services) != Verdict::Pending) {
@@ -217,23 +238,33 @@ impl World {
         }
     }
 
-    /// Computes all statuses, and shows what changed.
+    /// Computes the statuses of which something may be new, and shows what is.
     fn show(&self, state: &mut State) {
         let now = Instant::now();
         let forget = self.ledger.forget(now);
-        let nodes = self.ledger.expected(state.objects.agents.as_ref());
+        let news = self.ledger.news();
+        let objects = Arc::clone(state.compiler.objects());
+        let nodes = self.ledger.expected(objects.agents.as_ref());
+        let was_held = state.held.is_some();
+        let is_held = self.is_held(state, &nodes, now);
+        let mut look = std::mem::take(&mut state.look);
+        look.all_policies |= news.answers.nodes || was_held || is_held;
+        look.all_breakers |= news.breakers.all || was_held || is_held;
+        look.services.extend(news.answers.services);
+        let told = news.breakers.ids.into_iter();
+        look.breakers.extend(told.map(|id| (id.namespace, id.key)));
         let view = View {
-            objects: &state.objects,
-            compiled: &state.compiled,
+            objects: &objects,
+            compiled: state.compiler.compiled(),
             versions: &state.versions,
             ledger: &self.ledger,
             nodes: &nodes,
             now: Timestamp::now(),
             instant: now,
         };
-        let mut statuses = state.memory.statuses(&view);
+        let mut statuses = state.memory.statuses(&view, look);
         state.again = forget.into_iter().chain(statuses.again).min();
-        if self.is_held(state, &nodes, now) {
+        if is_held {
             self.hold(Collection::ResiliencePolicies, &mut statuses.policies);
             self.hold(Collection::CircuitBreakers, &mut statuses.breakers);
             state.again = state.again.into_iter().chain(state.held).min();
@@ -242,14 +273,14 @@ impl World {
             agents: 0,
             services: state.versions.len() as u64,
             endpoints: state.versions.len() as u64,
-            policies: statuses.policies.len() as u64,
+            policies: state.memory.policies_shown() as u64,
             source_problems: state.problems.len() as u64,
             breakers: statuses.counts,
         });
         self.store
-            .replace(Collection::ResiliencePolicies, statuses.policies);
+            .update(Collection::ResiliencePolicies, statuses.policies);
         self.store
-            .replace(Collection::CircuitBreakers, statuses.breakers);
+            .update(Collection::CircuitBreakers, statuses.breakers);
         // What passed too quickly for one look is shown in the next.
         self.ledger.step();
     }
@@ -272,8 +303,9 @@ impl World {
     }
 
     /// Shows statuses as the API server holds them, where it holds one.
-    fn hold(&self, collection: Collection, objects: &mut BTreeMap<Key, Value>) {
-        for (key, object) in objects {
+    fn hold(&self, collection: Collection, objects: &mut BTreeMap<Key, Option<Value>>) {
+        let there = objects.iter_mut();
+        for (key, object) in there.filter_map(|(key, object)| Some((key, object.as_mut()?))) {
             let live = self.observed.get(&(collection, key.clone()));
             if let Some(status) = live
                 .map(|live| live.status)
@@ -306,49 +338,50 @@ fn in_instants(at: Timestamp) -> Instant {
     Instant::now() + Duration::try_from(left).unwrap_or(Duration::ZERO)
 }
 
-/// Encodes what changed. A service that agents could not read keeps its last
-/// good version. `partial`: some manifest cannot be read.
-pub(crate) fn encode(compiled: &Compiled, before: &Catalog, partial: bool) -> Catalog {
-    let mut resources = BTreeMap::new();
-    for ((namespace, name), outcome) in &compiled.services {
-        let ids = [
-            ResourceId::service(namespace, name),
-            ResourceId::endpoints(namespace, name),
-        ];
-        let encoded = match outcome.refused {
-            Some(_) => ids.each_ref().map(|id| before.resources.get(id).cloned()),
-            None => [
-                Some(Arc::new(Encoded::new(
-                    &outcome.config,
-                    outcome.requires.clone(),
-                ))),
-                outcome
-                    .endpoints
-                    .as_ref()
-                    .map(|endpoints| Arc::new(Encoded::new(endpoints, Vec::new()))),
-            ],
+/// Encodes the services `changed`, and keeps the rest as it was `before`. A
+/// service that agents could not read keeps its last good version. `partial`:
+/// some manifest cannot be read.
+pub(crate) fn encode<'k>(
+    compiled: &Compiled,
+    changed: impl IntoIterator<Item = &'k Key>,
+    before: &Catalog,
+    partial: bool,
+) -> Catalog {
+    let mut resources = before.resources.clone();
+    for (namespace, name) in changed {
+        let key = (namespace.clone(), name.clone());
+        let (service, endpoints) = match compiled.services.get(&key) {
+            Some(outcome) if outcome.refused.is_some() => continue,
+            Some(outcome) => {
+                let requires = outcome.requires.clone();
+                let service = Encoded::new(&outcome.config, requires);
+                let endpoints = outcome.endpoints.as_ref();
+                let endpoints = endpoints.map(|endpoints| Encoded::new(endpoints, Vec::new()));
+                (Some(service), endpoints)
+            }
+            None => (None, None),
         };
-        for (id, fresh) in ids.into_iter().zip(encoded) {
-            let Some(fresh) = fresh else { continue };
-            let kept = before
-                .resources
-                .get(&id)
-                .filter(|old| **old == fresh)
-                .cloned();
-            resources.insert(id, kept.unwrap_or(fresh));
+        let service = (ResourceId::service(namespace, name), service);
+        let endpoints = (ResourceId::endpoints(namespace, name), endpoints);
+        for (id, fresh) in [service, endpoints] {
+            match fresh {
+                Some(fresh) if resources.get(&id).is_some_and(|old| **old == fresh) => {}
+                Some(fresh) => {
+                    resources.insert(id, Arc::new(fresh));
+                }
+                None => {
+                    resources.remove(&id);
+                }
+            }
         }
     }
     let removed = match partial {
         true => {
-            let gone = before
-                .resources
-                .keys()
-                .filter(|id| !resources.contains_key(*id));
-            let still = before
-                .removed
-                .iter()
-                .filter(|id| !resources.contains_key(*id));
-            gone.chain(still).cloned().collect()
+            let there = before.resources.keys().chain(&before.removed);
+            there
+                .filter(|id| !resources.contains_key(*id))
+                .cloned()
+                .collect()
         }
         false => BTreeSet::new(),
     };
@@ -359,15 +392,28 @@ pub(crate) fn encode(compiled: &Compiled, before: &Catalog, partial: bool) -> Ca
     }
 }
 
-/// The versions that agents should enforce.
-pub(crate) fn versions(compiled: &Compiled, catalog: &Catalog) -> Versions {
-    compiled
-        .services
-        .keys()
-        .filter_map(|key| {
-            let id = ResourceId::service(&key.0, &key.1);
-            let version = Arc::clone(&catalog.resources.get(&id)?.version);
-            Some((key.clone(), (id, version)))
-        })
-        .collect()
+/// Brings the versions that agents should enforce up to date for the services
+/// `changed`; gives back those that have another one now.
+pub(crate) fn renew<'k>(
+    versions: &mut Versions,
+    compiled: &Compiled,
+    changed: impl IntoIterator<Item = &'k Key>,
+    catalog: &Catalog,
+) -> Vec<Key> {
+    let mut renewed = Vec::new();
+    for key in changed {
+        let id = ResourceId::service(&key.0, &key.1);
+        let encoded = catalog.resources.get(&id);
+        let wanted = encoded.filter(|_| compiled.services.contains_key(key));
+        let fresh = wanted.map(|encoded| (id, Arc::clone(&encoded.version)));
+        if versions.get(key) == fresh.as_ref() {
+            continue;
+        }
+        match fresh {
+            Some(fresh) => versions.insert(key.clone(), fresh),
+            None => versions.remove(key),
+        };
+        renewed.push(key.clone());
+    }
+    renewed
 }

@@ -1,6 +1,6 @@
 //! How each breaker stands on each node, and over all of them.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,6 +21,8 @@ const MAX_TEXT: usize = 512;
 /// States of one breaker on one node that wait to be shown, each for a moment:
 /// one that is through HalfOpen within milliseconds was there all the same.
 const MAX_AHEAD: usize = 8;
+/// Breakers that are noted one by one until they are looked at.
+const MAX_NEWS: usize = 65_536;
 /// Nodes that a status names.
 const MAX_OPEN_NODES: usize = 20;
 
@@ -134,16 +136,55 @@ impl Reports {
     }
 }
 
+/// Breakers of which something new may have been said since the last look.
+#[derive(Debug, Default)]
+pub(crate) struct News {
+    pub(crate) ids: HashSet<BreakerId>,
+    /// Instead of more than [`MAX_NEWS`].
+    pub(crate) all: bool,
+}
+
+impl News {
+    fn add<'i>(&mut self, ids: impl IntoIterator<Item = &'i BreakerId>) {
+        for id in ids {
+            if self.ids.len() >= MAX_NEWS {
+                self.all = true;
+                self.ids.clear();
+            }
+            if self.all {
+                return;
+            }
+            if !self.ids.contains(id) {
+                self.ids.insert(id.clone());
+            }
+        }
+    }
+}
+
 /// Reports by node. One lock: a report is taken in within microseconds, at most
 /// once a second for each node.
 #[derive(Default)]
 pub(super) struct Breakers {
     nodes: Mutex<BTreeMap<String, Reports>>,
+    /// Locked after `nodes`, never before.
+    news: Mutex<News>,
 }
 
 impl Breakers {
     fn nodes(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Reports>> {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note<'i>(&self, ids: impl IntoIterator<Item = &'i BreakerId>) {
+        self.news
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .add(ids);
+    }
+
+    /// What is new since the last call.
+    pub(super) fn news(&self) -> News {
+        std::mem::take(&mut *self.news.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// A stream begins to report for `node`. False: too many nodes report.
@@ -203,6 +244,7 @@ impl Breakers {
             };
             if reports.breakers.contains_key(&id) {
                 let passed = passed.remove(&id).unwrap_or_default();
+                self.note([&id]);
                 reports.present(id, word(report), &passed);
             }
         }
@@ -210,12 +252,14 @@ impl Breakers {
             if let Some(id) = breaker_id(Some(id)) {
                 reports.breakers.remove(&id);
                 reports.ahead.remove(&id);
+                self.note([&id]);
             }
         }
         if request.complete
             && let Some(named) = reports.named.take()
         {
-            let named: std::collections::HashSet<_> = named.into_iter().collect();
+            let named: HashSet<_> = named.into_iter().collect();
+            self.note(reports.breakers.keys().filter(|id| !named.contains(*id)));
             reports.breakers.retain(|id, _| named.contains(id));
         }
         let Reports {
@@ -244,7 +288,13 @@ impl Breakers {
     pub(super) fn forget(&self, now: Instant) -> (bool, Option<Instant>) {
         let mut nodes = self.nodes();
         let before = nodes.len();
-        nodes.retain(|_, reports| reports.ended.is_none_or(|ended| now < ended + STALE_AFTER));
+        nodes.retain(|_, reports| {
+            let keep = reports.ended.is_none_or(|ended| now < ended + STALE_AFTER);
+            if !keep {
+                self.note(reports.breakers.keys());
+            }
+            keep
+        });
         let next = nodes
             .values()
             .filter_map(|reports| reports.ended)
@@ -272,6 +322,7 @@ impl Breakers {
             ahead.retain(|id, words| {
                 if let Some(next) = words.pop_front() {
                     breakers.insert(id.clone(), next);
+                    self.note([id]);
                     moved = true;
                 }
                 !words.is_empty()

@@ -4,7 +4,7 @@
 //! Streams write here, each for its own node; the status of every object is
 //! computed from it. Locks are held for a few lines and never across an await.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -29,7 +29,7 @@ pub(crate) fn contested(node: &str) -> String {
 
 #[cfg(test)]
 pub(crate) use breakers::Word;
-pub(crate) use breakers::{Aggregate, BreakerId};
+pub(crate) use breakers::{Aggregate, BreakerId, News as BreakerNews};
 pub(crate) use report::Reporter;
 
 use breakers::Breakers;
@@ -64,10 +64,28 @@ struct Node {
     newest: watch::Sender<u64>,
 }
 
+/// What was said since the last look.
+#[derive(Debug, Default)]
+pub(crate) struct News {
+    pub(crate) breakers: BreakerNews,
+    pub(crate) answers: Answers,
+}
+
+/// What agents said of services.
+#[derive(Debug, Default)]
+pub(crate) struct Answers {
+    /// Services that some agent enforces, refuses or dropped.
+    pub(crate) services: HashSet<ResourceId>,
+    /// Agents came or went: that is news for everything.
+    pub(crate) nodes: bool,
+}
+
 /// See the module.
 pub(crate) struct Ledger {
     nodes: DashMap<Arc<str>, Arc<Mutex<Node>>>,
     breakers: Breakers,
+    /// Since the last look; holds no more than agents were sent.
+    answers: Mutex<Answers>,
     streams: AtomicU64,
     changed: Notify,
 }
@@ -77,6 +95,7 @@ impl Default for Ledger {
         Ledger {
             nodes: DashMap::new(),
             breakers: Breakers::default(),
+            answers: Mutex::default(),
             streams: AtomicU64::new(0),
             changed: Notify::new(),
         }
@@ -145,7 +164,7 @@ impl Ledger {
             state.newest.subscribe()
         };
         drop(entry);
-        self.changed.notify_one();
+        self.nodes_changed();
         Ok(Presence {
             ledger: Arc::clone(self),
             name,
@@ -153,6 +172,19 @@ impl Ledger {
             stream,
             newest,
         })
+    }
+
+    fn nodes_changed(&self) {
+        lock(&self.answers).nodes = true;
+        self.changed.notify_one();
+    }
+
+    /// What is new since the last call.
+    pub(crate) fn news(&self) -> News {
+        News {
+            breakers: self.breakers.news(),
+            answers: std::mem::take(&mut *lock(&self.answers)),
+        }
     }
 
     fn next_stream(&self) -> u64 {
@@ -238,7 +270,9 @@ impl Ledger {
             keep
         });
         let (dropped, stale) = self.breakers.forget(now);
-        if dropped || self.nodes.len() != before {
+        if self.nodes.len() != before {
+            self.nodes_changed();
+        } else if dropped {
             self.changed.notify_one();
         }
         next.into_iter().chain(stale).min()
@@ -322,6 +356,11 @@ impl Presence {
                 .collect(),
         });
         drop(node);
+        let enforced = taken.enforced.iter().map(|(id, _)| id);
+        let refused = taken.refused.iter().map(|(id, _)| id);
+        let told = enforced.chain(refused).chain(&taken.removed);
+        let told = told.filter(|id| service(id)).cloned();
+        lock(&self.ledger.answers).services.extend(told);
         self.ledger.changed.notify_one();
     }
 }
@@ -333,7 +372,7 @@ impl Drop for Presence {
             node.connected = false;
             node.seen = Instant::now();
             drop(node);
-            self.ledger.changed.notify_one();
+            self.ledger.nodes_changed();
         }
     }
 }

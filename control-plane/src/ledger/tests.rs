@@ -90,3 +90,15 @@ fn a_name_that_no_node_can_have_is_refused() {
             .is_err()
     );
 }
+
+impl Ledger {
+    /// A stream of reports of `node` begins.
+    pub(crate) fn report_begins(&self, node: &str) {
+        self.breakers.begin(node, 1);
+    }
+
+    /// It says something.
+    pub(crate) fn hear(&self, node: &str, report: &weir_proto::v1alpha1::ReportRequest) {
+        self.breakers.take(node, 1, report);
+    }
+}

@@ -62,6 +62,7 @@ pub(super) fn word(objects: &Objects, id: &BreakerId, now: Timestamp) -> Word {
         .written
         .saturating_add(LONGEST)
         .unwrap_or(Timestamp::MAX);
+    word.until = (expires > now).then_some(expires);
     word.verdict = Some(if expires <= now {
         let message = format!(
             "it ended at {}: write a later expiresAt, or remove it",
@@ -82,7 +83,6 @@ pub(super) fn word(objects: &Objects, id: &BreakerId, now: Timestamp) -> Word {
             reason: wanted.reason.clone(),
             expires_at_unix_ms: expires.as_millisecond(),
         });
-        word.until = Some(expires);
         Verdict::good(
             Reason::InForce,
             format!("until {}: {}", wanted.expires_at, wanted.reason),
@@ -93,9 +93,14 @@ pub(super) fn word(objects: &Objects, id: &BreakerId, now: Timestamp) -> Word {
 
 /// For a CircuitBreaker that no policy asks for.
 pub(super) fn nobody_asks(id: &Key, plans: &BTreeMap<BreakerId, BreakerPlan>) -> Verdict {
+    let from = BreakerId {
+        namespace: id.0.clone(),
+        key: String::new(),
+    };
     let known: Vec<&str> = plans
-        .keys()
-        .filter(|plan| plan.namespace == id.0)
+        .range(from..)
+        .map(|(plan, _)| plan)
+        .take_while(|plan| plan.namespace == id.0)
         .map(|plan| plan.key.as_str())
         .take(10)
         .collect();

@@ -1,9 +1,8 @@
 //! One service's configuration.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use weir_crds::v1alpha1::{ResiliencePolicySpec, Route, Section, Sections};
 use weir_proto::v1alpha1 as proto;
 use weir_resilience::config::Problem;
@@ -12,24 +11,35 @@ use super::attachments::{Attachments, Place};
 use super::breakers::{BreakerPlan, word};
 use super::merge::{Layer, Merged, Policy, Rank, Winner, merge};
 use super::mesh::covers;
-use super::service::{PortPlan, ServicePlan, endpoints};
-use super::{Compiled, ServiceOutcome, consumer_key, sections};
+use super::service::{PortPlan, ServicePlan, Slices, endpoints};
+use super::{ServiceOutcome, consumer_key, sections};
 use crate::ledger::BreakerId;
 use crate::sources::{Key, Objects};
 
-/// Adds `service` to what is compiled, if a policy is about it or it asks for a
-/// listener: a listener must not close because a policy is removed. What holds
+/// What came of one Service.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Made {
+    /// For all callers, and beside it for those of single namespaces.
+    pub(super) services: BTreeMap<Key, ServiceOutcome>,
+    /// The breakers in them.
+    pub(super) breakers: BTreeMap<BreakerId, BreakerPlan>,
+    /// When it changes by itself.
+    pub(super) until: Option<Timestamp>,
+}
+
+/// Compiles `service`: to nothing, unless a policy is about it or it asks for a
+/// listener, which must not close because a policy is removed. What holds
 /// for the callers of one namespace alone is a resource of its own, so that
 /// only those get it who need it, and nobody's policy can spoil another's.
 pub(super) fn service(
     key: &Key,
     plan: &ServicePlan,
-    slices: &[&EndpointSlice],
+    slices: &Slices,
     attachments: &Attachments<'_>,
     objects: &Objects,
     now: Timestamp,
-    compiled: &mut Compiled,
-) {
+) -> Made {
+    let mut made = Made::default();
     let in_mesh = covers(objects, key);
     let place = |port: &'_ PortPlan, consumer| {
         attachments.layers(Place {
@@ -59,7 +69,7 @@ pub(super) fn service(
             .iter()
             .any(|port| port.listen.is_some() || said(&place(port, None)));
     if !needed {
-        return;
+        return made;
     }
     for consumer in std::iter::once(None).chain(consumers.into_iter().map(Some)) {
         let mut work = Work {
@@ -68,7 +78,7 @@ pub(super) fn service(
             objects,
             now,
             requires: BTreeSet::new(),
-            compiled,
+            made: &mut made,
         };
         let ports = plan
             .ports
@@ -98,8 +108,9 @@ pub(super) fn service(
             None => key.clone(),
             Some(consumer) => consumer_key(key, consumer),
         };
-        compiled.services.insert(key, outcome);
+        made.services.insert(key, outcome);
     }
+    made
 }
 
 /// What the agents' decoder says against it.
@@ -144,7 +155,7 @@ pub(crate) fn refusals(spec: &ResiliencePolicySpec) -> Vec<Problem> {
         objects: &Objects::default(),
         now: Timestamp::UNIX_EPOCH,
         requires: BTreeSet::new(),
-        compiled: &mut Compiled::default(),
+        made: &mut Made::default(),
     };
     let ports = vec![work.port(&port, &merged)];
     let config = proto::ServiceConfig {
@@ -192,7 +203,7 @@ struct Work<'a> {
     objects: &'a Objects,
     now: Timestamp,
     requires: BTreeSet<&'static str>,
-    compiled: &'a mut Compiled,
+    made: &'a mut Made,
 }
 
 /// Where a section comes from, and what its state is named by.
@@ -333,7 +344,7 @@ impl Work<'_> {
         let word = word(self.objects, &id, self.now);
         breaker.r#override = word.forced;
         breaker.reset = word.reset;
-        self.compiled.until = self.compiled.until.into_iter().chain(word.until).min();
+        self.made.until = self.made.until.into_iter().chain(word.until).min();
         let service = match origin.consumers {
             false => self.key.1.clone(),
             true => format!("{}/{}", self.key.0, self.key.1),
@@ -350,7 +361,7 @@ impl Work<'_> {
             shadow,
             forced: word.verdict,
         };
-        self.compiled.breakers.insert(id, plan);
+        self.made.breakers.insert(id, plan);
         Some(breaker)
     }
 

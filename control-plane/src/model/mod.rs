@@ -1,7 +1,7 @@
 //! From objects to what agents enforce: a pure function, without I/O or a
-//! clock.
+//! clock. It is computed for what changed ([`Compiler`]).
 //!
-//! [`compile`] finds each policy's targets ([`targets`], [`mesh`]), files policies
+//! It finds each policy's targets ([`targets`], [`mesh`]), files policies
 //! by them ([`attachments`]), merges these per port and section ([`merge`]), writes each service's configuration
 //! ([`compile`](mod@compile), [`sections`], [`service`]), reads it back with
 //! the agents' own decoder, and says of every policy and breaker what became
@@ -19,6 +19,7 @@ use crate::sources::{Key, Objects};
 mod attachments;
 mod breakers;
 mod compile;
+mod compiler;
 mod merge;
 mod mesh;
 mod outcome;
@@ -29,6 +30,7 @@ mod unsupported;
 
 pub(crate) use breakers::BreakerPlan;
 pub(crate) use compile::refusals;
+pub(crate) use compiler::{Changed, Compiler};
 
 use attachments::Attachments;
 use merge::Policy;
@@ -124,38 +126,12 @@ pub(crate) struct Compiled {
     pub(crate) until: Option<Timestamp>,
 }
 
-/// Compiles `objects` as they are at `now`.
+/// Compiles `objects` as they are at `now`, from nothing.
+#[cfg(test)]
 pub(crate) fn compile(objects: &Objects, now: Timestamp) -> Compiled {
-    let mut compiled = Compiled::default();
-    let plans = service::plan(objects);
-    let attachments = attach(objects);
-    let slices = service::slices_by_service(objects);
-    for (key, plan) in &plans {
-        if let Some(origin) = objects.services.get(key).map(|service| &service.origin) {
-            let place =
-                |problem: &String| format!("{origin}: Service {}/{}: {problem}", key.0, key.1);
-            compiled.problems.extend(plan.problems.iter().map(place));
-        }
-        let slices = slices
-            .get(&(key.0.as_str(), key.1.as_str()))
-            .map_or(&[][..], Vec::as_slice);
-        compile::service(key, plan, slices, &attachments, objects, now, &mut compiled);
-    }
-    for key in objects.policies.keys() {
-        let outcome = outcome::outcome(objects, key, &plans, &attachments, &compiled);
-        compiled.policies.insert(key.clone(), outcome);
-    }
-    for key in objects.breakers.keys() {
-        let id = BreakerId {
-            namespace: key.0.clone(),
-            key: key.1.clone(),
-        };
-        if !compiled.breakers.contains_key(&id) {
-            let verdict = breakers::nobody_asks(key, &compiled.breakers);
-            compiled.orphans.insert(key.clone(), verdict);
-        }
-    }
-    compiled
+    let mut compiler = Compiler::default();
+    compiler.update(&std::sync::Arc::new(objects.clone()), now);
+    compiler.compiled().clone()
 }
 
 fn policy<'a>(objects: &'a Objects, key: &Key) -> Option<Policy<'a>> {

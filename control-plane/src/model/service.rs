@@ -10,7 +10,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use weir_proto::v1alpha1 as proto;
 
 use super::targets::in_namespace;
-use crate::sources::{Key, Objects, Sourced};
+use crate::sources::{Key, Objects};
 
 /// Annotation that asks for a listener on the one port of a Service.
 pub(crate) const LISTEN: &str = "weir.dev/listen";
@@ -18,7 +18,7 @@ pub(crate) const LISTEN: &str = "weir.dev/listen";
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// A port that agents can serve.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PortPlan {
     pub(super) number: u16,
     /// Empty where it has none.
@@ -39,7 +39,7 @@ impl PortPlan {
 }
 
 /// What a Service asks for.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct ServicePlan {
     pub(super) ports: Vec<PortPlan>,
     /// Ports whose protocol is not served yet: name and protocol.
@@ -48,38 +48,52 @@ pub(super) struct ServicePlan {
     pub(super) problems: Vec<String>,
 }
 
+/// The slices of one service, by name.
+pub(super) type Slices = BTreeMap<Key, Arc<EndpointSlice>>;
+
 /// All services' plans.
 pub(super) type Plans = BTreeMap<Key, ServicePlan>;
 
-/// Plans all services; where two want one address, the first by name has it.
-pub(super) fn plan(objects: &Objects) -> Plans {
-    let mut taken: Vec<(SocketAddr, String)> = Vec::new();
-    let mut plans = BTreeMap::new();
-    for (key, service) in &objects.services {
-        let mut plan = ServicePlan::default();
-        for port in service
-            .object
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.ports.as_deref())
-            .unwrap_or_default()
-        {
-            match protocol(port) {
-                Ok(protocol) => plan
-                    .ports
-                    .extend(u16::try_from(port.port).ok().map(|number| PortPlan {
-                        number,
-                        name: port.name.clone().unwrap_or_default(),
-                        protocol,
-                        listen: None,
-                    })),
-                Err(spoken) => {
-                    let name = port.name.clone().unwrap_or_else(|| port.port.to_string());
-                    plan.unserved.push((name, spoken));
-                }
+impl ServicePlan {
+    /// Whether it asks for a listener that it may have.
+    pub(super) fn listens(&self) -> bool {
+        self.ports.iter().any(|port| port.listen.is_some())
+    }
+}
+
+/// What the Service asks for, whatever others do.
+pub(super) fn plan(service: &Service) -> ServicePlan {
+    let mut plan = ServicePlan::default();
+    for port in service
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.ports.as_deref())
+        .unwrap_or_default()
+    {
+        match protocol(port) {
+            Ok(protocol) => plan
+                .ports
+                .extend(u16::try_from(port.port).ok().map(|number| PortPlan {
+                    number,
+                    name: port.name.clone().unwrap_or_default(),
+                    protocol,
+                    listen: None,
+                })),
+            Err(spoken) => {
+                let name = port.name.clone().unwrap_or_else(|| port.port.to_string());
+                plan.unserved.push((name, spoken));
             }
         }
-        listeners(service, &mut plan);
+    }
+    listeners(service, &mut plan);
+    plan
+}
+
+/// Settles who listens where: of two that want one address, the first by name
+/// has it.
+pub(super) fn settle(plans: &mut Plans) {
+    let mut taken: Vec<(SocketAddr, String)> = Vec::new();
+    for (key, plan) in plans {
         for port in &mut plan.ports {
             let Some(address) = port.listen else { continue };
             match taken.iter().find(|(other, _)| clash(*other, address)) {
@@ -92,9 +106,7 @@ pub(super) fn plan(objects: &Objects) -> Plans {
                 None => taken.push((address, format!("{}/{}", key.0, key.1))),
             }
         }
-        plans.insert(key.clone(), plan);
     }
-    plans
 }
 
 /// Whether two sockets cannot both listen. Port 0 is a different port each time.
@@ -136,8 +148,8 @@ fn protocol(port: &ServicePort) -> Result<proto::Protocol, String> {
     }
 }
 
-fn listeners(service: &Sourced<Arc<Service>>, plan: &mut ServicePlan) {
-    for (annotation, text) in service.object.metadata.annotations.iter().flatten() {
+fn listeners(service: &Service, plan: &mut ServicePlan) {
+    for (annotation, text) in service.metadata.annotations.iter().flatten() {
         let port = match annotation.strip_prefix(LISTEN) {
             Some("") => None,
             Some(suffix) if suffix.starts_with('.') => Some(&suffix[1..]),
@@ -199,35 +211,17 @@ fn listener(
     Ok((index.ok_or_else(no_such)?, address))
 }
 
-/// The slices of each service.
-pub(super) fn slices_by_service(objects: &Objects) -> BTreeMap<(&str, &str), Vec<&EndpointSlice>> {
-    let mut by_service: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    for ((namespace, _), slice) in &objects.slices {
-        let label = slice
-            .object
-            .metadata
-            .labels
-            .as_ref()
-            .and_then(|labels| labels.get(SERVICE_NAME));
-        if let Some(name) = label {
-            by_service
-                .entry((namespace.as_str(), name.as_str()))
-                .or_default()
-                .push(&*slice.object);
-        }
-    }
-    by_service
+/// The Service whose endpoints a slice of `namespace` holds.
+pub(super) fn service_of(namespace: &str, slice: &EndpointSlice) -> Option<Key> {
+    let name = slice.metadata.labels.as_ref()?.get(SERVICE_NAME)?;
+    Some((namespace.to_owned(), name.clone()))
 }
 
 /// The ready endpoints of each served port, each address once, in order.
-pub(super) fn endpoints(
-    key: &Key,
-    plan: &ServicePlan,
-    slices: &[&EndpointSlice],
-) -> proto::Endpoints {
+pub(super) fn endpoints(key: &Key, plan: &ServicePlan, slices: &Slices) -> proto::Endpoints {
     let ports = plan.ports.iter().map(|port| {
         let mut found: BTreeMap<SocketAddr, proto::Endpoint> = BTreeMap::new();
-        for slice in slices {
+        for slice in slices.values() {
             let number = slice
                 .ports
                 .iter()

@@ -15,9 +15,10 @@ use crate::ledger::Ledger;
 use crate::push::{Catalog, Holding};
 use crate::sources::Objects;
 use crate::sources::files::from_text;
-use crate::status::{Memory, View};
-use crate::world::{encode, versions};
+use crate::status::{Look, Memory, Versions, View};
+use crate::world::{encode, renew};
 
+mod changes;
 mod render;
 mod scale;
 
@@ -36,10 +37,21 @@ fn cases() -> Vec<PathBuf> {
     cases
 }
 
+/// Everything encoded, from nothing.
+fn encoded(compiled: &Compiled) -> Catalog {
+    encode(
+        compiled,
+        compiled.services.keys(),
+        &Catalog::default(),
+        false,
+    )
+}
+
 /// The statuses when one agent enforces everything.
 fn statuses(objects: &Objects, compiled: &Compiled) -> Value {
-    let catalog = encode(compiled, &Catalog::default(), false);
-    let versions = versions(compiled, &catalog);
+    let catalog = encoded(compiled);
+    let mut versions = Versions::new();
+    renew(&mut versions, compiled, compiled.services.keys(), &catalog);
     let enforced: HashMap<_, _> = catalog
         .resources
         .iter()
@@ -66,10 +78,15 @@ fn statuses(objects: &Objects, compiled: &Compiled) -> Value {
         now: now(),
         instant,
     };
-    let statuses = Memory::default().statuses(&view);
+    let everything = Look {
+        all_policies: true,
+        all_breakers: true,
+        ..Look::default()
+    };
+    let statuses = Memory::default().statuses(&view, everything);
     json!({
-        "policies": statuses.policies.values().map(render::policy).collect::<serde_json::Map<_, _>>(),
-        "breakers": statuses.breakers.values().map(render::breaker).collect::<serde_json::Map<_, _>>(),
+        "policies": statuses.policies.values().flatten().map(render::policy).collect::<serde_json::Map<_, _>>(),
+        "breakers": statuses.breakers.values().flatten().map(render::breaker).collect::<serde_json::Map<_, _>>(),
     })
 }
 
@@ -144,13 +161,7 @@ fn first_difference(want: &str, got: &str) -> String {
 fn compiling_twice_gives_the_same_versions() {
     for case in cases() {
         let text = std::fs::read_to_string(&case).unwrap();
-        let compiled = || {
-            encode(
-                &compile(&from_text(&case, &text, now()), now()),
-                &Catalog::default(),
-                false,
-            )
-        };
+        let compiled = || encoded(&compile(&from_text(&case, &text, now()), now()));
         assert_eq!(compiled(), compiled(), "{}", case.display());
     }
 }

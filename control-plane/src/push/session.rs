@@ -17,6 +17,7 @@ use weir_proto::v1alpha1 as proto;
 use weir_proto::v1alpha1::ResourceKind;
 
 use super::catalog::{Catalog, ResourceId};
+use crate::sources::shared::differences;
 
 /// Bytes that a response may have, unless one resource alone is larger.
 pub(super) const MAX_RESPONSE_BYTES: usize = 32 * 1024;
@@ -98,6 +99,12 @@ pub(super) struct Session {
     unanswered: Option<Unanswered>,
     last_nonce: u64,
     synced: bool,
+    /// The catalog that `pending` was taken from.
+    seen: Arc<Catalog>,
+    /// All that the agent may lack, or hold too much: what is not in here it
+    /// holds as the catalog has it, or refused. So a change costs what it
+    /// changes, however large the catalog is.
+    pending: BTreeSet<ResourceId>,
     /// When endpoints may be sent again; `None`: at once.
     endpoints_after: Option<Instant>,
     endpoints_interval: Duration,
@@ -107,7 +114,7 @@ impl Session {
     /// A stream of an agent that holds `held` from before. What it holds counts
     /// as enforced: an agent names nothing else.
     pub(super) fn new(held: &[proto::Held], endpoints_interval: Duration) -> Session {
-        let enforced = held
+        let enforced: HashMap<ResourceId, Arc<str>> = held
             .iter()
             .filter_map(|held| {
                 Some((
@@ -117,6 +124,8 @@ impl Session {
             })
             .collect();
         Session {
+            seen: Arc::default(),
+            pending: enforced.keys().cloned().collect(),
             holding: Holding {
                 enforced,
                 refused: HashMap::new(),
@@ -146,12 +155,13 @@ impl Session {
     /// The next response, if there is anything to say and nothing unanswered.
     pub(super) fn next(
         &mut self,
-        catalog: &Catalog,
+        catalog: &Arc<Catalog>,
         now: Instant,
     ) -> Option<proto::DiscoverResponse> {
         if self.is_waiting() {
             return None;
         }
+        self.look(catalog);
         let endpoints_due = self.endpoints_after.is_none_or(|after| now >= after);
         let mut response = proto::DiscoverResponse::default();
         let mut sent = BTreeMap::new();
@@ -159,7 +169,8 @@ impl Session {
         let mut bytes = 0;
         let mut complete = true;
 
-        for id in self.gone(catalog) {
+        let gone = self.pending.iter();
+        for id in gone.filter(|id| !catalog.resources.contains_key(*id)) {
             let message = proto::Removed {
                 kind: id.kind.into(),
                 name: id.name.to_string(),
@@ -170,7 +181,7 @@ impl Session {
                 break;
             }
             response.removed.push(message);
-            removed.insert(id);
+            removed.insert(id.clone());
         }
         for (id, resource) in &catalog.resources {
             if !complete {
@@ -212,12 +223,35 @@ impl Session {
     }
 
     /// When endpoints that changed may go out; `None` while none wait.
-    pub(super) fn due(&self, catalog: &Catalog) -> Option<Instant> {
-        let after = self.endpoints_after?;
-        let waits = |(id, resource): (&ResourceId, &Arc<super::Encoded>)| {
-            id.kind == ResourceKind::Endpoints && self.lacks(id, &resource.version)
+    pub(super) fn due(&mut self, catalog: &Arc<Catalog>) -> Option<Instant> {
+        let after = self.endpoints_after.filter(|_| !self.is_waiting())?;
+        self.look(catalog);
+        let waits = |id: &ResourceId| {
+            let resource = catalog.resources.get(id);
+            id.kind == ResourceKind::Endpoints
+                && resource.is_some_and(|resource| self.lacks(id, &resource.version))
         };
-        (!self.is_waiting() && catalog.resources.iter().any(waits)).then_some(after)
+        self.pending.iter().any(waits).then_some(after)
+    }
+
+    /// Adds to what is pending all in which `catalog` differs from the one seen
+    /// before, and takes out what the agent holds by now.
+    fn look(&mut self, catalog: &Arc<Catalog>) {
+        let before = std::mem::replace(&mut self.seen, Arc::clone(catalog));
+        if !Arc::ptr_eq(&before, catalog) {
+            let changed = differences(&before.resources, &catalog.resources, Arc::ptr_eq);
+            self.pending
+                .extend(changed.into_iter().map(|(id, _, _)| id.clone()));
+            if before.partial != catalog.partial || before.removed != catalog.removed {
+                self.pending.extend(self.gone(catalog));
+            }
+        }
+        let mut pending = std::mem::take(&mut self.pending);
+        pending.retain(|id| match catalog.resources.get(id) {
+            Some(resource) => self.lacks(id, &resource.version),
+            None => self.holds(id) && catalog.is_gone(id),
+        });
+        self.pending = pending;
     }
 
     /// Takes in the agent's answer.
@@ -272,6 +306,10 @@ impl Session {
                 .refused
                 .get(id)
                 .is_none_or(|refusal| refusal.version != *version)
+    }
+
+    fn holds(&self, id: &ResourceId) -> bool {
+        self.holding.enforced.contains_key(id) || self.holding.refused.contains_key(id)
     }
 
     fn gone(&self, catalog: &Catalog) -> BTreeSet<ResourceId> {

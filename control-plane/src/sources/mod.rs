@@ -13,8 +13,10 @@ use weir_crds::v1alpha1::{CircuitBreakerObject, ResiliencePolicy};
 pub mod files;
 pub(crate) mod kubernetes;
 pub mod manifest;
+pub(crate) mod shared;
 
 use manifest::{ObjectId, Typed};
+pub use shared::Shared;
 
 /// Namespace and name of an object whose kind is clear.
 pub type Key = (String, String);
@@ -57,15 +59,15 @@ pub const OWN_NAMESPACE: &str = "weir-system";
 #[derive(Clone, Debug)]
 pub struct Objects {
     /// The policies.
-    pub policies: BTreeMap<Key, Sourced<Arc<ResiliencePolicy>>>,
+    pub policies: Shared<Key, Sourced<Arc<ResiliencePolicy>>>,
     /// People's words over breakers.
-    pub breakers: BTreeMap<Key, Sourced<Arc<CircuitBreakerObject>>>,
+    pub breakers: Shared<Key, Sourced<Arc<CircuitBreakerObject>>>,
     /// The services.
-    pub services: BTreeMap<Key, Sourced<Arc<Service>>>,
+    pub services: Shared<Key, Sourced<Arc<Service>>>,
     /// Where their requests go.
-    pub slices: BTreeMap<Key, Sourced<Arc<EndpointSlice>>>,
+    pub slices: Shared<Key, Sourced<Arc<EndpointSlice>>>,
     /// The namespaces that are known, with their labels.
-    pub namespaces: BTreeMap<String, Arc<Labels>>,
+    pub namespaces: Shared<String, Arc<Labels>>,
     /// The namespace that Weir itself is in: policies for the whole mesh are
     /// written there.
     pub own_namespace: String,
@@ -73,7 +75,7 @@ pub struct Objects {
     /// source cannot tell, as files cannot.
     pub agents: Option<BTreeSet<String>>,
     /// Objects that cannot be used at all.
-    pub refused: BTreeMap<ObjectId, Refused>,
+    pub refused: Shared<ObjectId, Refused>,
     /// Some manifest cannot be read, so that there may be more objects than these.
     pub partial: bool,
     /// Findings in all files, for people: "shop.yaml:14:3: …".
@@ -84,14 +86,14 @@ impl Default for Objects {
     /// Nothing at all, and Weir in [`OWN_NAMESPACE`].
     fn default() -> Objects {
         Objects {
-            policies: BTreeMap::new(),
-            breakers: BTreeMap::new(),
-            services: BTreeMap::new(),
-            slices: BTreeMap::new(),
-            namespaces: BTreeMap::new(),
+            policies: Shared::default(),
+            breakers: Shared::default(),
+            services: Shared::default(),
+            slices: Shared::default(),
+            namespaces: Shared::default(),
             own_namespace: OWN_NAMESPACE.to_owned(),
             agents: None,
-            refused: BTreeMap::new(),
+            refused: Shared::default(),
             partial: false,
             problems: Vec::new(),
         }
@@ -124,6 +126,19 @@ impl Objects {
                 self.namespaces.insert(key.1, Arc::clone(labels));
             }
         }
+    }
+}
+
+impl<T> Sourced<Arc<T>> {
+    /// Whether both are the same version of the same object, as its source gave
+    /// it.
+    pub(crate) fn is(&self, other: &Sourced<Arc<T>>) -> bool {
+        Arc::ptr_eq(&self.object, &other.object)
+            && self.generation == other.generation
+            && self.written == other.written
+            && self.first_seen == other.first_seen
+            && self.problem == other.problem
+            && self.origin == other.origin
     }
 }
 

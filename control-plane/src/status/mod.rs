@@ -1,7 +1,7 @@
-//! The status of every object, from what was compiled and what agents say.
+//! The status of every object, from what was compiled and what agents say:
+//! computed again where something of it may be new ([`Look`]).
 
-use std::collections::{BTreeMap, HashMap};
-use std::hash::Hash;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -19,7 +19,7 @@ use crate::sources::{Key, Objects, Sourced};
 mod breakers;
 mod policies;
 
-use breakers::Figures;
+use breakers::Shown;
 
 /// Characters of a condition's message.
 const MAX_MESSAGE: usize = 1024;
@@ -38,63 +38,110 @@ pub(crate) struct View<'a> {
     pub(crate) instant: Instant,
 }
 
-/// What must be remembered from one status to the next. Holds only what the
-/// last status had, and so no more than there are objects.
-#[derive(Default)]
-pub(crate) struct Memory {
-    transitions: Aging<String, (ConditionStatus, Timestamp)>,
-    created: Aging<Key, Timestamp>,
-    figures: Aging<Key, (Instant, Figures)>,
+/// Which objects to look at: those of which something may be new.
+#[derive(Debug, Default)]
+pub(crate) struct Look {
+    /// Every policy.
+    pub(crate) all_policies: bool,
+    /// Every breaker.
+    pub(crate) all_breakers: bool,
+    /// Policies, their outcomes or their objects.
+    pub(crate) policies: BTreeSet<Key>,
+    /// Breakers: plan, object, or what agents say.
+    pub(crate) breakers: BTreeSet<Key>,
+    /// Services of which the version or what agents say of it is new.
+    pub(crate) services: HashSet<ResourceId>,
 }
 
-/// All statuses.
+/// What must be remembered from one status to the next. Holds only what is
+/// shown, and so no more than there are objects.
+#[derive(Default)]
+pub(crate) struct Memory {
+    policies: BTreeMap<Key, Transitions>,
+    breakers: BTreeMap<Key, Shown>,
+}
+
+/// What is new.
 pub(crate) struct Statuses {
-    /// ResiliencePolicies, whole.
-    pub(crate) policies: BTreeMap<Key, Value>,
-    /// CircuitBreakers, whole.
-    pub(crate) breakers: BTreeMap<Key, Value>,
+    /// ResiliencePolicies that were looked at, whole; `None`: gone.
+    pub(crate) policies: BTreeMap<Key, Option<Value>>,
+    /// CircuitBreakers, likewise.
+    pub(crate) breakers: BTreeMap<Key, Option<Value>>,
     /// Breakers by state, for the metrics.
     pub(crate) counts: crate::metrics::BreakerCounts,
     /// When figures that are held back may be shown.
     pub(crate) again: Option<Instant>,
 }
 
-/// A map of which only what was asked for since the last turn is kept.
-struct Aging<K, V> {
-    last: HashMap<K, V>,
-    next: HashMap<K, V>,
+/// Since when each condition is what it is, by target and type.
+type Transitions = Vec<((Option<usize>, ConditionType), (ConditionStatus, Timestamp))>;
+
+/// Writes the conditions of one object.
+struct Conditions {
+    last: Transitions,
+    next: Transitions,
+    generation: i64,
+    now: Timestamp,
 }
 
-impl<K, V> Default for Aging<K, V> {
-    fn default() -> Aging<K, V> {
-        Aging {
-            last: HashMap::new(),
-            next: HashMap::new(),
+impl Conditions {
+    fn new(last: Transitions, generation: i64, now: Timestamp) -> Conditions {
+        Conditions {
+            last,
+            next: Transitions::new(),
+            generation,
+            now,
         }
     }
-}
 
-impl<K: Hash + Eq, V: Clone> Aging<K, V> {
-    /// The remembered value if `keep` says so, else `new`.
-    fn keep_or(&mut self, key: K, new: V, keep: impl FnOnce(&V) -> bool) -> V {
-        let value = self.last.remove(&key).filter(keep).unwrap_or(new);
-        self.next.insert(key, value.clone());
-        value
+    /// A condition of the object, or of one of its targets; its time is that of
+    /// the last change.
+    fn condition(
+        &mut self,
+        target: Option<usize>,
+        r#type: ConditionType,
+        status: ConditionStatus,
+        (reason, message): (Reason, &str),
+    ) -> Condition {
+        let name = (target, r#type);
+        let last = self.last.iter().find(|(last, _)| *last == name);
+        let since = match last {
+            Some((_, (last, since))) if *last == status => *since,
+            _ => self.now,
+        };
+        self.next.push((name, (status, since)));
+        Condition {
+            r#type: r#type.to_string(),
+            status,
+            observed_generation: (self.generation > 0).then_some(self.generation),
+            last_transition_time: since.into(),
+            reason: reason.to_string(),
+            message: cut(message),
+        }
     }
 
-    fn turn(&mut self) {
-        self.last = std::mem::take(&mut self.next);
+    fn verdict(
+        &mut self,
+        target: Option<usize>,
+        r#type: ConditionType,
+        verdict: &Verdict,
+    ) -> Condition {
+        let status = if verdict.good {
+            ConditionStatus::True
+        } else {
+            ConditionStatus::False
+        };
+        self.condition(target, r#type, status, (verdict.reason, &verdict.message))
     }
 }
 
 impl Memory {
-    /// Computes all statuses.
-    pub(crate) fn statuses(&mut self, view: &View<'_>) -> Statuses {
-        let (breakers, states, again) = self.breakers(view);
-        let policies = self.policies(view, &states);
-        self.transitions.turn();
-        self.created.turn();
-        self.figures.turn();
+    /// Computes the statuses of the objects in `look`, and of those that depend on
+    /// them or on the time.
+    pub(crate) fn statuses(&mut self, view: &View<'_>, mut look: Look) -> Statuses {
+        let breakers = self.look_at_breakers(view, &mut look);
+        let states = self.counts();
+        let policies = self.look_at_policies(view, &look, &states);
         let mut counts = crate::metrics::BreakerCounts::default();
         for count in states.values() {
             counts.closed += u64::from(count.closed);
@@ -105,55 +152,13 @@ impl Memory {
             policies,
             breakers,
             counts,
-            again,
+            again: self.breakers.values().filter_map(Shown::due).min(),
         }
     }
 
-    /// A condition of the object `of`; its time is that of the last change.
-    fn condition(
-        &mut self,
-        of: &str,
-        r#type: ConditionType,
-        status: ConditionStatus,
-        (reason, message): (Reason, &str),
-        generation: i64,
-        now: Timestamp,
-    ) -> Condition {
-        let key = format!("{of}/{type}");
-        let (_, since) = self
-            .transitions
-            .keep_or(key, (status, now), |(last, _)| *last == status);
-        Condition {
-            r#type: r#type.to_string(),
-            status,
-            observed_generation: (generation > 0).then_some(generation),
-            last_transition_time: since.into(),
-            reason: reason.to_string(),
-            message: cut(message),
-        }
-    }
-
-    fn verdict(
-        &mut self,
-        of: &str,
-        r#type: ConditionType,
-        verdict: &Verdict,
-        generation: i64,
-        now: Timestamp,
-    ) -> Condition {
-        let status = if verdict.good {
-            ConditionStatus::True
-        } else {
-            ConditionStatus::False
-        };
-        self.condition(
-            of,
-            r#type,
-            status,
-            (verdict.reason, &verdict.message),
-            generation,
-            now,
-        )
+    /// How many policies are shown.
+    pub(crate) fn policies_shown(&self) -> usize {
+        self.policies.len()
     }
 }
 

@@ -1,6 +1,6 @@
 //! The status of policies.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 use weir_crds::v1alpha1::{
@@ -8,11 +8,12 @@ use weir_crds::v1alpha1::{
     Rejection, ResiliencePolicy, ResiliencePolicyStatus, TargetKind, TargetRef, TargetStatus,
 };
 
-use super::{Memory, View, cut, metadata, whole};
+use super::breakers::Counts;
+use super::{Conditions, Look, Memory, Transitions, View, cut, metadata, whole};
 use crate::ledger::Verdict as Enforced;
-use crate::model::{PolicyOutcome, Verdict};
+use crate::model::{PolicyOutcome, TargetOutcome, Verdict};
 use crate::sources::Key;
-use crate::sources::manifest::Kind;
+use crate::sources::manifest::{Kind, ObjectId};
 
 /// Rejections that a status names.
 const MAX_REJECTIONS: usize = 10;
@@ -30,134 +31,125 @@ struct Rollout {
 }
 
 impl Memory {
-    /// Every policy with its status. `states` counts the breakers of each policy.
-    pub(super) fn policies(
+    /// The policies in `look` with their status. `states` counts the breakers of
+    /// each policy.
+    pub(super) fn look_at_policies(
         &mut self,
         view: &View<'_>,
-        states: &BTreeMap<Key, BreakerCounts>,
-    ) -> BTreeMap<Key, Value> {
-        let mut objects = BTreeMap::new();
-        for (key, source) in &view.objects.policies {
-            let Some(outcome) = view.compiled.policies.get(key) else {
-                continue;
+        look: &Look,
+        states: &Counts,
+    ) -> BTreeMap<Key, Option<Value>> {
+        let keys: BTreeSet<Key> = if look.all_policies {
+            let refused = view.objects.refused.keys();
+            let refused = refused.filter(|id| id.kind == Kind::ResiliencePolicy);
+            let refused = refused.map(|id| (id.namespace.clone(), id.name.clone()));
+            let there = view.objects.policies.keys().chain(self.policies.keys());
+            there.cloned().chain(refused).collect()
+        } else {
+            let is_concerned = |outcome: &PolicyOutcome| {
+                let versions = outcome
+                    .services
+                    .iter()
+                    .filter_map(|key| view.versions.get(key));
+                !look.services.is_empty()
+                    && versions
+                        .into_iter()
+                        .any(|(id, _)| look.services.contains(id))
             };
-            let rollout = rollout(view, outcome);
-            let of = format!("ResiliencePolicy/{}/{}", key.0, key.1);
-            let mut conditions = vec![
-                self.verdict(
-                    &of,
-                    ConditionType::Accepted,
-                    &outcome.accepted,
-                    source.generation,
-                    view.now,
-                ),
-                self.verdict(
-                    &of,
-                    ConditionType::ResolvedRefs,
-                    &outcome.resolved,
-                    source.generation,
-                    view.now,
-                ),
-            ];
-            let (status, reason, message) =
-                programmed(outcome, &rollout, view.objects.agents.is_some());
-            let programmed = (reason, message.as_str());
-            conditions.push(self.condition(
-                &of,
-                ConditionType::Programmed,
-                status,
-                programmed,
-                source.generation,
-                view.now,
-            ));
-            if let Some(verdict) = &outcome.ineffective {
-                conditions.push(self.verdict(
-                    &of,
-                    ConditionType::Effective,
-                    verdict,
-                    source.generation,
-                    view.now,
-                ));
+            let concerned = view.compiled.policies.iter();
+            let concerned = concerned.filter(|(_, outcome)| is_concerned(outcome));
+            let concerned = concerned.map(|(key, _)| key);
+            concerned.chain(&look.policies).cloned().collect()
+        };
+        let mut objects = BTreeMap::new();
+        for key in keys {
+            let last = self.policies.remove(&key);
+            let was_there = last.is_some();
+            let last = last.unwrap_or_default();
+            let object = refused(view, &key, last.clone())
+                .or_else(|| policy(view, &key, last, states.get(&key)));
+            match object {
+                Some((object, transitions)) => {
+                    self.policies.insert(key.clone(), transitions);
+                    objects.insert(key, Some(object));
+                }
+                None if was_there => {
+                    objects.insert(key, None);
+                }
+                None => {}
             }
-            let targets = self.targets(&of, outcome, source.generation, view);
-            let mut object = ResiliencePolicy::clone(&source.object);
-            object.metadata = metadata(&object.metadata, source);
-            object.status = Some(ResiliencePolicyStatus {
-                conditions,
-                summary: Some(PolicySummary {
-                    targets: summary(&object.spec.target_refs),
-                    agents: format!("{}/{}", rollout.agents.programmed, rollout.agents.expected),
-                }),
-                agents: Some(rollout.agents),
-                rejections: rollout.rejections,
-                targets,
-                breakers: Some(states.get(key).cloned().unwrap_or_default()),
-            });
-            objects.insert(key.clone(), whole(&object));
         }
-        self.refused(view, &mut objects);
         objects
     }
+}
 
-    fn targets(
-        &mut self,
-        of: &str,
-        outcome: &PolicyOutcome,
-        generation: i64,
-        view: &View<'_>,
-    ) -> Vec<TargetStatus> {
-        let mut targets = Vec::new();
-        for (index, target) in outcome.targets.iter().enumerate() {
-            let of = format!("{of}/{index}");
-            targets.push(TargetStatus {
-                target_ref: target.reference.clone(),
-                conditions: vec![
-                    self.verdict(
-                        &of,
-                        ConditionType::Accepted,
-                        &target.accepted,
-                        generation,
-                        view.now,
-                    ),
-                    self.verdict(
-                        &of,
-                        ConditionType::ResolvedRefs,
-                        &target.resolved,
-                        generation,
-                        view.now,
-                    ),
-                ],
-                sections: target.sections.clone(),
-                adaptive_timeout: None,
-            });
-        }
-        targets
+fn policy(
+    view: &View<'_>,
+    key: &Key,
+    last: Transitions,
+    states: Option<&BreakerCounts>,
+) -> Option<(Value, Transitions)> {
+    let source = view.objects.policies.get(key)?;
+    let outcome = view.compiled.policies.get(key)?;
+    let rollout = rollout(view, outcome);
+    let mut say = Conditions::new(last, source.generation, view.now);
+    let mut conditions = vec![
+        say.verdict(None, ConditionType::Accepted, &outcome.accepted),
+        say.verdict(None, ConditionType::ResolvedRefs, &outcome.resolved),
+    ];
+    let (status, reason, message) = programmed(outcome, &rollout, view.objects.agents.is_some());
+    conditions.push(say.condition(None, ConditionType::Programmed, status, (reason, &message)));
+    if let Some(verdict) = &outcome.ineffective {
+        conditions.push(say.verdict(None, ConditionType::Effective, verdict));
     }
+    let target = |(index, target): (usize, &TargetOutcome)| TargetStatus {
+        target_ref: target.reference.clone(),
+        conditions: vec![
+            say.verdict(Some(index), ConditionType::Accepted, &target.accepted),
+            say.verdict(Some(index), ConditionType::ResolvedRefs, &target.resolved),
+        ],
+        sections: target.sections.clone(),
+        adaptive_timeout: None,
+    };
+    let targets = outcome.targets.iter().enumerate().map(target).collect();
+    let mut object = ResiliencePolicy::clone(&source.object);
+    object.metadata = metadata(&object.metadata, source);
+    object.status = Some(ResiliencePolicyStatus {
+        conditions,
+        summary: Some(PolicySummary {
+            targets: summary(&object.spec.target_refs),
+            agents: format!("{}/{}", rollout.agents.programmed, rollout.agents.expected),
+        }),
+        agents: Some(rollout.agents),
+        rejections: rollout.rejections,
+        targets,
+        breakers: Some(states.cloned().unwrap_or_default()),
+    });
+    Some((whole(&object), say.next))
+}
 
-    /// Policies of which no good version was ever seen, as they were written.
-    fn refused(&mut self, view: &View<'_>, objects: &mut BTreeMap<Key, Value>) {
-        for (id, refused) in view
-            .objects
-            .refused
-            .iter()
-            .filter(|(id, _)| id.kind == Kind::ResiliencePolicy)
-        {
-            let of = format!("ResiliencePolicy/{}/{}", id.namespace, id.name);
-            let verdict = Verdict {
-                good: false,
-                reason: Reason::Invalid,
-                message: refused.problem.to_string(),
-            };
-            let conditions: Vec<Condition> = [ConditionType::Accepted, ConditionType::Programmed]
-                .into_iter()
-                .map(|r#type| self.verdict(&of, r#type, &verdict, 0, view.now))
-                .collect();
-            let mut object = refused.written.clone();
-            object["metadata"]["creationTimestamp"] = json!(format!("{:.0}", refused.first_seen));
-            object["status"] = json!({ "conditions": conditions });
-            objects.insert((id.namespace.clone(), id.name.clone()), object);
-        }
-    }
+/// A policy of which no good version was ever seen, as it was written.
+fn refused(view: &View<'_>, key: &Key, last: Transitions) -> Option<(Value, Transitions)> {
+    let id = ObjectId {
+        kind: Kind::ResiliencePolicy,
+        namespace: key.0.clone(),
+        name: key.1.clone(),
+    };
+    let refused = view.objects.refused.get(&id)?;
+    let verdict = Verdict {
+        good: false,
+        reason: Reason::Invalid,
+        message: refused.problem.to_string(),
+    };
+    let mut say = Conditions::new(last, 0, view.now);
+    let conditions: Vec<Condition> = [ConditionType::Accepted, ConditionType::Programmed]
+        .into_iter()
+        .map(|r#type| say.verdict(None, r#type, &verdict))
+        .collect();
+    let mut object = refused.written.clone();
+    object["metadata"]["creationTimestamp"] = json!(format!("{:.0}", refused.first_seen));
+    object["status"] = json!({ "conditions": conditions });
+    Some((object, say.next))
 }
 
 fn rollout(view: &View<'_>, outcome: &PolicyOutcome) -> Rollout {

@@ -2,14 +2,21 @@
 //! `cargo test --release -p weir-control-plane --lib scale -- --ignored --nocapture`.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use super::{compile, encode, from_text, now};
-use crate::push::Catalog;
+use tokio::time::Instant;
+
+use super::super::Compiler;
+use super::{encode, from_text, now, renew};
+use crate::ledger::Ledger;
+use crate::push::{Catalog, Holding, ResourceId};
 use crate::sources::Objects;
+use crate::status::{Look, Memory, Versions, View};
 
 const NAMESPACES: usize = 50;
 const SERVICES: usize = 5_000;
 const POLICIES: usize = 1_000;
+const NODES: usize = 100;
 
 /// One in five Services has a policy of its own, one policy in ten is a
 /// consumer's, and each Service has three endpoints.
@@ -40,23 +47,107 @@ fn large() -> Objects {
     objects
 }
 
+/// Changes one object, as a source does: everything else stays the very same.
+fn change(objects: &mut Objects, text: &str) {
+    let read = from_text(Path::new("large.yaml"), text, now());
+    assert!(read.problems.is_empty(), "{:?}", read.problems);
+    objects.services.extend(read.services);
+    objects.slices.extend(read.slices);
+    objects.policies.extend(read.policies);
+}
+
+/// A policy, a slice and a Service that differ from those that are there.
+fn changes(round: usize) -> [(&'static str, String); 3] {
+    let address = format!("10.1.0.{}", round + 1);
+    [
+        (
+            "a policy",
+            format!(
+                "apiVersion: weir.dev/v1alpha1\nkind: ResiliencePolicy\nmetadata: {{name: svc-7, namespace: ns-7}}\nspec:\n  \
+                 targetRefs: [{{kind: Service, name: svc-7}}]\n  timeouts: {{request: {}s}}\n  circuitBreaker: {{}}\n",
+                round + 1
+            ),
+        ),
+        (
+            "a slice",
+            format!(
+                "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: svc-8-1, namespace: ns-8, labels: {{kubernetes.io/service-name: svc-8}}}}\n\
+                 addressType: IPv4\nports: [{{name: http, port: 8080}}]\nendpoints: [{{addresses: [{address}]}}]\n"
+            ),
+        ),
+        (
+            "a Service",
+            format!(
+                "apiVersion: v1\nkind: Service\nmetadata: {{name: svc-9, namespace: ns-9}}\nspec: {{ports: [{{name: http, port: {}}}]}}\n",
+                81 + round
+            ),
+        ),
+    ]
+}
+
 #[test]
 #[ignore = "measures: for a release build on a quiet machine"]
 #[allow(clippy::print_stdout, reason = "the figures are what it is for")]
-fn a_change_in_a_large_cluster_is_compiled_and_encoded() {
-    let objects = large();
+fn a_change_in_a_large_cluster_costs_little() {
+    let mut objects = large();
     assert_eq!(objects.policies.len(), POLICIES);
-    let mut catalog = Catalog::default();
-    for round in 0..5 {
-        let start = tokio::time::Instant::now();
-        let compiled = compile(&objects, now());
-        let after = start.elapsed();
-        catalog = encode(&compiled, &catalog, false);
-        println!(
-            "round {round}: compile {after:?}, with encoding {:?}, {} resources",
-            start.elapsed(),
-            catalog.resources.len()
+    let mut compiler = Compiler::default();
+    let (mut catalog, mut versions) = (Catalog::default(), Versions::new());
+    let (ledger, mut memory) = (Arc::new(Ledger::default()), Memory::default());
+    let agents = (0..NODES).map(|n| {
+        ledger
+            .connect(&format!("node-{n}"), &Holding::default())
+            .unwrap()
+    });
+    let agents: Vec<_> = agents.collect();
+    let mut round = |what: &str, objects: &Objects| {
+        let start = Instant::now();
+        let objects = Arc::new(objects.clone());
+        let changed = compiler.update(&objects, now());
+        let compiled = start.elapsed();
+        catalog = encode(compiler.compiled(), &changed.services, &catalog, false);
+        let renewed = renew(
+            &mut versions,
+            compiler.compiled(),
+            &changed.services,
+            &catalog,
         );
+        let encoded = start.elapsed() - compiled;
+        let look = Look {
+            all_policies: ledger.news().answers.nodes,
+            policies: changed.policies,
+            breakers: changed.breakers,
+            services: renewed
+                .iter()
+                .map(|key| ResourceId::service(&key.0, &key.1))
+                .collect(),
+            ..Look::default()
+        };
+        let nodes = ledger.nodes();
+        let view = View {
+            objects: &objects,
+            compiled: compiler.compiled(),
+            versions: &versions,
+            ledger: &ledger,
+            nodes: &nodes,
+            now: now(),
+            instant: start,
+        };
+        let start = Instant::now();
+        let statuses = memory.statuses(&view, look);
+        println!(
+            "{what}: compile {compiled:?}, encode {encoded:?}, statuses {:?} ({} policies, {} breakers)",
+            start.elapsed(),
+            statuses.policies.len(),
+            statuses.breakers.len()
+        );
+    };
+    round("everything", &objects);
+    for n in 0..3 {
+        for (what, text) in changes(n) {
+            change(&mut objects, &text);
+            round(what, &objects);
+        }
     }
-    assert!(!catalog.resources.is_empty());
+    drop(agents);
 }

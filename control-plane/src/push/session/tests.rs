@@ -40,11 +40,11 @@ fn endpoints(name: &str, address: &str) -> (ResourceId, Arc<Encoded>) {
     )
 }
 
-fn catalog(resources: impl IntoIterator<Item = (ResourceId, Arc<Encoded>)>) -> Catalog {
-    Catalog {
+fn catalog(resources: impl IntoIterator<Item = (ResourceId, Arc<Encoded>)>) -> Arc<Catalog> {
+    Arc::new(Catalog {
         resources: resources.into_iter().collect(),
         ..Catalog::default()
-    }
+    })
 }
 
 fn ack(nonce: u64) -> proto::Ack {
@@ -63,7 +63,7 @@ fn names(response: &proto::DiscoverResponse) -> Vec<&str> {
 }
 
 /// A new agent that was sent, and enforces, all of `catalog`.
-fn synced(catalog: &Catalog, now: Instant) -> Session {
+fn synced(catalog: &Arc<Catalog>, now: Instant) -> Session {
     let mut session = Session::new(&[], SECOND);
     while let Some(response) = session.next(catalog, now) {
         session.answer(&ack(response.nonce));
@@ -115,7 +115,7 @@ fn what_went_while_the_agent_was_away_is_removed() {
         version: "1".into(),
     };
     let mut session = Session::new(&[held], SECOND);
-    let response = session.next(&Catalog::default(), Instant::now()).unwrap();
+    let response = session.next(&Arc::default(), Instant::now()).unwrap();
     assert_eq!(response.removed[0].name, "shop/old");
     session.answer(&ack(1));
     assert!(session.holding().enforced.is_empty());
@@ -250,11 +250,11 @@ fn while_a_manifest_cannot_be_read_only_what_is_known_to_be_gone_is_removed() {
         version: "1".into(),
     });
     let removed = [ResourceId::service("shop", "removed")].into();
-    let partial = Catalog {
+    let partial = Arc::new(Catalog {
         partial: true,
         removed,
         ..Catalog::default()
-    };
+    });
     let mut session = Session::new(&held, SECOND);
     let response = session.next(&partial, Instant::now()).unwrap();
     let names: Vec<_> = response
@@ -264,6 +264,60 @@ fn while_a_manifest_cannot_be_read_only_what_is_known_to_be_gone_is_removed() {
         .collect();
     assert_eq!(names, ["shop/removed"]);
     session.answer(&ack(1));
-    let response = session.next(&Catalog::default(), Instant::now()).unwrap();
+    let response = session.next(&Arc::default(), Instant::now()).unwrap();
     assert_eq!(response.removed[0].name, "shop/unknown");
+}
+
+#[test]
+fn whatever_changes_meanwhile_an_agent_ends_with_what_is_there() {
+    for seed in 0..50 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut now = Instant::now();
+        let mut session = Session::new(&[], SECOND);
+        let mut latest = Catalog::default();
+        let mut unanswered = None;
+        for step in 0..120 {
+            let calm = step >= 100;
+            if !calm && rng.bool() {
+                let name = ["a", "b", "c", "d"][rng.usize(..4)];
+                let before = latest.clone();
+                let (id, resource) = match rng.bool() {
+                    true => service(name, rng.u32(1..4)),
+                    false => endpoints(name, ["10.0.0.1:80", "10.0.0.2:80"][rng.usize(..2)]),
+                };
+                match rng.u8(..3) {
+                    0 => drop(latest.resources.remove(&id)),
+                    _ => drop(latest.resources.insert(id, resource)),
+                }
+                latest.partial = rng.u8(..5) == 0;
+                let there = before.resources.keys().chain(&before.removed);
+                let gone = there.filter(|id| !latest.resources.contains_key(*id));
+                let removed = match latest.partial {
+                    true => gone.cloned().collect(),
+                    false => BTreeSet::new(),
+                };
+                latest.removed = removed;
+            }
+            if calm {
+                latest.partial = false;
+                latest.removed.clear();
+            }
+            now += SECOND / 3;
+            let catalog = Arc::new(latest.clone());
+            if let Some(response) = session.next(&catalog, now) {
+                unanswered = Some(response);
+            }
+            session.due(&catalog);
+            if (calm || rng.bool())
+                && let Some(response) = unanswered.take()
+            {
+                session.answer(&ack(response.nonce));
+            }
+        }
+        let there = latest.resources.iter();
+        let there: HashMap<_, _> = there
+            .map(|(id, resource)| (id.clone(), Arc::clone(&resource.version)))
+            .collect();
+        assert_eq!(session.holding().enforced, there, "seed {seed}");
+    }
 }

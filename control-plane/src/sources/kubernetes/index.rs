@@ -18,7 +18,7 @@ use weir_crds::v1alpha1::{
 use super::observed::{Live, Observed, revision};
 use crate::model::refusals;
 use crate::sources::manifest::{Kind as OwnKind, ObjectId};
-use crate::sources::{Key, Objects, Refused, Sourced};
+use crate::sources::{Key, Objects, Refused, Shared, Sourced};
 use crate::store::Collection;
 
 /// Annotations of others are not kept: they can be large, and say nothing here.
@@ -226,17 +226,17 @@ impl Index {
         match kind {
             Kind::Policies => {
                 self.observed.forget(Collection::ResiliencePolicies, key);
-                let refused = objects.refused.remove(&id(OwnKind::ResiliencePolicy, key));
-                objects.policies.remove(key).is_some() || refused.is_some()
+                let refused = remove(&mut objects.refused, &id(OwnKind::ResiliencePolicy, key));
+                remove(&mut objects.policies, key) || refused
             }
             Kind::Breakers => {
                 self.observed.forget(Collection::CircuitBreakers, key);
-                let refused = objects.refused.remove(&id(OwnKind::CircuitBreaker, key));
-                objects.breakers.remove(key).is_some() || refused.is_some()
+                let refused = remove(&mut objects.refused, &id(OwnKind::CircuitBreaker, key));
+                remove(&mut objects.breakers, key) || refused
             }
-            Kind::Services => objects.services.remove(key).is_some(),
-            Kind::Slices => objects.slices.remove(key).is_some(),
-            Kind::Namespaces => objects.namespaces.remove(&key.1).is_some(),
+            Kind::Services => remove(&mut objects.services, key),
+            Kind::Slices => remove(&mut objects.slices, key),
+            Kind::Namespaces => remove(&mut objects.namespaces, &key.1),
             Kind::Agents => {
                 self.agents.remove(key);
                 self.count_agents()
@@ -290,8 +290,12 @@ impl Index {
             }
             Object::Namespace(namespace) => {
                 let labels = Arc::new(namespace.metadata.labels.unwrap_or_default());
-                let before = self.objects.namespaces.insert(key.1, Arc::clone(&labels));
-                before != Some(labels)
+                let before = self.objects.namespaces.get(&key.1);
+                let changed = before != Some(&labels);
+                if changed {
+                    self.objects.namespaces.insert(key.1, labels);
+                }
+                changed
             }
             Object::Agent(pod) => {
                 let phase = pod
@@ -334,26 +338,25 @@ impl Index {
 
 /// A policy or breaker that was read, or what is wrong with it.
 fn take<T: PartialEq>(
-    good: &mut BTreeMap<Key, Sourced<Arc<T>>>,
-    bad: &mut BTreeMap<ObjectId, Refused>,
+    good: &mut Shared<Key, Sourced<Arc<T>>>,
+    bad: &mut Shared<ObjectId, Refused>,
     id: ObjectId,
     key: Key,
     read: Result<Sourced<Arc<T>>, String>,
     written: DynamicObject,
 ) -> bool {
-    match (read, good.get_mut(&key)) {
+    match (read, good.contains_key(&key)) {
         (Ok(read), _) => {
-            let was_bad = bad.remove(&id).is_some();
+            let was_bad = remove(bad, &id);
             put(good, key, read) || was_bad
         }
         // The last good version stays in force.
-        (Err(problem), Some(good)) => {
+        (Err(problem), true) => {
             let problem = Some(Arc::from(problem));
-            let changed = good.problem != problem;
-            good.problem = problem;
-            changed
+            let good = good.get_mut(&key).filter(|good| good.problem != problem);
+            good.map(|good| good.problem = problem).is_some()
         }
-        (Err(problem), None) => {
+        (Err(problem), false) => {
             let refused = refused(written, &problem);
             let before = bad.insert(id, refused);
             before.is_none_or(|before| *before.problem != *problem)
@@ -361,15 +364,27 @@ fn take<T: PartialEq>(
     }
 }
 
+/// Whether it was there. A map in which nothing changes is not copied.
+fn remove<K: Ord + Clone, V: Clone>(map: &mut Shared<K, V>, key: &K) -> bool {
+    map.contains_key(key) && map.remove(key).is_some()
+}
+
 /// Whether anything but a resource version changed.
-fn put<T: PartialEq>(map: &mut BTreeMap<Key, Sourced<T>>, key: Key, new: Sourced<T>) -> bool {
+fn put<T: PartialEq>(
+    map: &mut Shared<Key, Sourced<Arc<T>>>,
+    key: Key,
+    new: Sourced<Arc<T>>,
+) -> bool {
     let same = map.get(&key).is_some_and(|old| {
         old.object == new.object
             && old.generation == new.generation
             && old.written == new.written
             && old.problem == new.problem
     });
-    map.insert(key, new);
+    // The model knows what it has seen by where it is.
+    if !same {
+        map.insert(key, new);
+    }
     !same
 }
 
