@@ -1,8 +1,8 @@
 //! What Weir's tests across crates share: a whole Weir in a temporary
 //! directory ([`House`]), destinations that do what a test tells them
 //! ([`Backend`]), callers ([`call`]), the programs of others
-//! ([`programs`]), a real Kubernetes API server ([`kubernetes`]), and a network
-//! of a test's own ([`netns`]).
+//! ([`programs`]), a real Kubernetes API server ([`kubernetes`]), a network of a
+//! test's own ([`netns`]), and the wire by hand ([`wire`]).
 //!
 //! A test writes manifests as a person would and looks at what callers get and
 //! at what the control plane shows. It waits for conditions, each with a bound,
@@ -17,6 +17,7 @@ pub mod kubernetes;
 pub mod netns;
 pub mod programs;
 mod wait;
+pub mod wire;
 
 pub use backend::{Backend, Reply};
 pub use house::{House, Manifests, policy};

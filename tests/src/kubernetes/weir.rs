@@ -116,6 +116,14 @@ impl ControlPlane {
         (self.address, ADMIN).into()
     }
 
+    /// What it says when it is asked whether it is ready.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn ready(&self) -> Result<call::Got> {
+        call::get(self.admin(), "/readyz").await
+    }
+
     /// One figure of its metrics; those of several labels are added up.
     ///
     /// # Errors
@@ -299,6 +307,22 @@ impl Weir {
     /// # Errors
     /// It does not become ready.
     pub async fn start_control_plane(&mut self, number: u8) -> Result<()> {
+        self.launch_control_plane(number).await?;
+        let control_plane = &self.control_planes[&number];
+        let ready = async || match control_plane.ready().await {
+            Ok(got) if got.status == 200 => Ok(()),
+            Ok(got) => Err(got.text()),
+            Err(error) => Err(error.to_string()),
+        };
+        eventually_within(PATIENCE, "the control plane to be ready", ready).await;
+        Ok(())
+    }
+
+    /// The same without waiting for anything.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub async fn launch_control_plane(&mut self, number: u8) -> Result<()> {
         let pods = self.pods("control-plane", 2).await?;
         let pod = pods
             .get(usize::from(number - 1))
@@ -324,12 +348,6 @@ impl Weir {
             self.cluster.directory(),
         )?;
         let control_plane = ControlPlane { process, address };
-        let ready = async || match call::get(control_plane.admin(), "/readyz").await {
-            Ok(got) if got.status == 200 => Ok(()),
-            Ok(got) => Err(got.text()),
-            Err(error) => Err(error.to_string()),
-        };
-        eventually_within(PATIENCE, "the control plane to be ready", ready).await;
         self.control_planes.insert(number, control_plane);
         Ok(())
     }
@@ -350,7 +368,7 @@ impl Weir {
             .with_context(|| format!("node {node} has no agent"))?
             .name_any();
         let directory = self.cluster.directory();
-        let token_file = directory.join(format!("{node}.agent-token"));
+        let token_file = self.token_file(node);
         let token = self
             .cluster
             .token(
@@ -396,14 +414,40 @@ impl Weir {
     /// # Errors
     /// There was none on that node.
     pub async fn restart_agent(&mut self, node: &str) -> Result<()> {
+        self.restart_agent_with(node, &[]).await
+    }
+
+    /// The same with more arguments, which it keeps.
+    ///
+    /// # Errors
+    /// As [`Weir::restart_agent`].
+    pub async fn restart_agent_with(&mut self, node: &str, more: &[&str]) -> Result<()> {
         let directory = self.cluster.directory().to_owned();
         let agent = self
             .agents
             .get_mut(node)
             .with_context(|| format!("no agent on {node}"))?;
+        agent
+            .arguments
+            .extend(more.iter().map(|&argument| argument.to_owned()));
         agent.process = Process::start(&format!("agent-{node}"), &agent.arguments, &directory)?;
         agent.ready().await;
         Ok(())
+    }
+
+    /// What the agent of `node` reaches the control planes with, for a test that speaks in its place: their address, the
+    /// roots that vouch for them, and its token.
+    ///
+    /// # Errors
+    /// There was never an agent on that node.
+    pub async fn credentials(&self, node: &str) -> Result<(SocketAddr, String, String)> {
+        let token = std::fs::read_to_string(self.token_file(node))
+            .with_context(|| format!("no agent on {node}"))?;
+        Ok((([127, 0, 0, 1], GRPC).into(), self.roots().await?, token))
+    }
+
+    fn token_file(&self, node: &str) -> PathBuf {
+        self.cluster.directory().join(format!("{node}.agent-token"))
     }
 
     /// The roots that agents trust, once the control plane has published them.

@@ -2,7 +2,10 @@
 
 #![allow(clippy::print_stdout, reason = "tests print what they measured")]
 
+mod merging;
 mod outages;
 mod overrides;
+mod release;
 mod rollout;
+mod skew;
 mod story;
