@@ -71,6 +71,16 @@ impl Process {
         Ok(std::fs::read_to_string(&self.log)?)
     }
 
+    /// Its number among the processes.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn id(&self) -> Result<u32> {
+        self.child
+            .id()
+            .with_context(|| format!("{} has ended", self.name))
+    }
+
     /// Ends it with SIGKILL.
     ///
     /// # Errors
