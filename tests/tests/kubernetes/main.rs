@@ -2,6 +2,7 @@
 
 #![allow(clippy::print_stdout, reason = "tests print what they measured")]
 
+mod foreign;
 mod merging;
 mod outages;
 mod overrides;
