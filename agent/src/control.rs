@@ -31,7 +31,7 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// And TLS within this; the control plane may make new connections wait.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// A connection on which nothing is heard for this long is given up.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// A file larger than this is neither a token nor a bundle of roots.
 const MAX_FILE: u64 = 1 << 20;
 /// The port of `https://` where none is written.
@@ -126,8 +126,19 @@ impl std::fmt::Display for ControlPlaneAddress {
 pub(crate) struct ControlPlane {
     endpoint: Endpoint,
     trusted: Option<Arc<Trusted>>,
-    channel: Arc<ArcSwap<Channel>>,
+    channel: Arc<ArcSwap<Way>>,
     token: Option<Arc<Path>>,
+}
+
+/// One connection, made when it is used.
+pub(crate) struct Way {
+    channel: Channel,
+}
+
+impl Way {
+    pub(crate) fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
 }
 
 /// Whether the stream ended because another replica answers agents.
@@ -154,20 +165,23 @@ impl ControlPlane {
         ControlPlane {
             endpoint,
             trusted,
-            channel: Arc::new(ArcSwap::from_pointee(channel)),
+            channel: Arc::new(ArcSwap::from_pointee(Way { channel })),
             token: token.map(Arc::from),
         }
     }
 
-    pub(crate) fn channel(&self) -> Channel {
-        Channel::clone(&self.channel.load())
+    /// The connection that is used now.
+    pub(crate) fn way(&self) -> Arc<Way> {
+        self.channel.load_full()
     }
 
-    /// Connects anew from now on: behind one address there may be several
-    /// replicas. What is open stays open.
-    pub(crate) fn turn(&self) {
+    /// Connects anew from now on, unless somebody turned from `way` already:
+    /// behind one address there may be several replicas. What is open stays
+    /// open.
+    pub(crate) fn turn(&self, way: &Arc<Way>) {
         let channel = connect_lazily(&self.endpoint, self.trusted.as_ref());
-        self.channel.store(Arc::new(channel));
+        self.channel
+            .compare_and_swap(way, Arc::new(Way { channel }));
     }
 
     /// A request with the token as it is now.

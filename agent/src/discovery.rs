@@ -10,7 +10,7 @@ use weir_proto::v1alpha1 as proto;
 use weir_proto::v1alpha1::discovery_client::DiscoveryClient;
 
 use crate::configuration::Configuration;
-use crate::control::{ControlPlane, is_elsewhere};
+use crate::control::{ControlPlane, Way, is_elsewhere};
 use crate::features::FEATURES;
 use crate::store::Store;
 
@@ -62,8 +62,10 @@ pub(crate) async fn run(
     let mut turns = 0;
     let mut said = false;
     loop {
+        let way = control_plane.way();
         let ended = follow(
             &control_plane,
+            &way,
             &node,
             &configuration,
             store.as_ref(),
@@ -79,7 +81,7 @@ pub(crate) async fn run(
         }
         if is_elsewhere(&ended) {
             // Nothing is wrong; but a fleet that is sent on must not rush.
-            control_plane.turn();
+            control_plane.turn(&way);
             tokio::time::sleep(turn_wait(turns)).await;
             turns += 1;
             continue;
@@ -112,6 +114,7 @@ pub(crate) async fn run(
 /// One stream, until it ends; why it did.
 async fn follow(
     control_plane: &ControlPlane,
+    way: &Way,
     node: &str,
     configuration: &Mutex<Configuration>,
     store: Option<&Store>,
@@ -128,8 +131,7 @@ async fn follow(
     let _ = requests
         .send(request(proto::discover_request::Message::Hello(hello)))
         .await;
-    let mut client =
-        DiscoveryClient::new(control_plane.channel()).max_decoding_message_size(MAX_MESSAGE);
+    let mut client = DiscoveryClient::new(way.channel()).max_decoding_message_size(MAX_MESSAGE);
     let request_stream = match control_plane.request(ReceiverStream::new(outgoing)).await {
         Ok(request) => request,
         Err(status) => return status,

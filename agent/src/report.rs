@@ -109,7 +109,8 @@ impl Reporter {
         loop {
             let mut heard_from = false;
             let (requests, outgoing) = mpsc::channel(4);
-            let mut client = ReportingClient::new(control_plane.channel());
+            let way = control_plane.way();
+            let mut client = ReportingClient::new(way.channel());
             let opening = async {
                 let request = control_plane.request(ReceiverStream::new(outgoing)).await?;
                 client.report(request).await
@@ -164,8 +165,8 @@ impl Reporter {
                 }
             };
             untold.lost();
-            // Discovery turns to another replica; reports follow it.
             if is_elsewhere(&end) {
+                control_plane.turn(&way);
                 self.wait(&mut untold, &mut look, turn_wait(turns)).await;
                 turns += 1;
                 continue;

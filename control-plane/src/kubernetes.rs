@@ -24,6 +24,8 @@ use crate::writer::{Writer, lease};
 
 /// A connection to the API server that takes longer has failed.
 const CONNECT: Duration = Duration::from_secs(2);
+/// And one on which nothing comes for so long.
+const SILENCE: Duration = Duration::from_secs(75);
 /// What the chart makes for the whole cluster and removes with itself: what
 /// Weir makes names it as owner, and goes with it.
 const OWNER: &str = "weir-control-plane";
@@ -77,6 +79,9 @@ impl Kubernetes {
             None => kube::Config::infer().await.map_err(|error| wrong(&error))?,
         };
         config.connect_timeout = Some(CONNECT);
+        // A watch is asked for anew before that.
+        config.read_timeout = Some(SILENCE);
+        config.reset_reader_on_write = true;
         let client = Client::try_from(config)?;
         Ok(Cluster {
             kubernetes: self,
@@ -108,6 +113,7 @@ pub(crate) struct Shared {
     pub(crate) observed: Arc<Observed>,
     pub(crate) roles: watch::Sender<Role>,
     pub(crate) leadership: Leadership,
+    pub(crate) own: watch::Receiver<bool>,
 }
 
 impl Cluster {
@@ -165,25 +171,10 @@ impl Cluster {
         let stopping = stop.clone();
         tasks.spawn(async move {
             let mut stop = stopping.clone();
-            let owner = tokio::select! {
-                () = crate::stop::stopped(&mut stop) => return,
-                owner = owner(&client) => owner,
-            };
             let keeping = async {
                 if let Some(keeper) = keeper {
-                    keeper.run(owner.clone(), stopping.clone()).await;
+                    keeper.run(None, stopping.clone()).await;
                 }
-            };
-            let writer = Writer {
-                client: client.clone(),
-                instance: kubernetes.instance.clone(),
-                store: shared.store,
-                observed: shared.observed,
-                objects: shared.objects_seen,
-                plans: shared.plans,
-                leadership: shared.leadership,
-                metrics: shared.metrics,
-                owner: owner.clone(),
             };
             let Kubernetes {
                 namespace,
@@ -196,6 +187,22 @@ impl Cluster {
                     () = crate::stop::stopped(&mut stop) => return,
                     () = shared.readiness.is_ready() => {}
                 }
+                let owner = tokio::select! {
+                    () = crate::stop::stopped(&mut stop) => return,
+                    owner = owner(&client) => owner,
+                };
+                let writer = Writer {
+                    client: client.clone(),
+                    instance: instance.clone(),
+                    store: shared.store,
+                    observed: shared.observed,
+                    objects: shared.objects_seen,
+                    plans: shared.plans,
+                    leadership: shared.leadership,
+                    own: shared.own,
+                    metrics: shared.metrics,
+                    owner,
+                };
                 let holding = lease::run(
                     client.clone(),
                     namespace,
@@ -230,6 +237,7 @@ pub(crate) fn say(error: &(dyn std::error::Error + 'static)) -> String {
 /// chart. An API server that does not answer is asked again.
 async fn owner(client: &Client) -> Option<OwnerReference> {
     let api: Api<ClusterRole> = Api::all(client.clone());
+    let mut said = false;
     loop {
         match api.get_opt(OWNER).await {
             Ok(Some(role)) => {
@@ -242,9 +250,14 @@ async fn owner(client: &Client) -> Option<OwnerReference> {
                 });
             }
             Ok(None) => return None,
-            Err(kube::Error::Api(status)) if status.is_forbidden() => return None,
+            // Its rights may come after it.
             Err(error) => {
-                tracing::debug!(%error, "the owner of what Weir makes is not known yet");
+                if !std::mem::replace(&mut said, true) {
+                    tracing::warn!(
+                        why = say(&error),
+                        "nothing is written before the owner of what Weir makes is known"
+                    );
+                }
                 tokio::time::sleep(CONNECT).await;
             }
         }

@@ -92,12 +92,11 @@ impl Access {
     /// # Errors
     /// What the stream is refused with.
     pub(crate) async fn admit<T>(&self, request: &tonic::Request<T>) -> Result<Peer, Status> {
-        let peer = self
-            .gate
-            .admit(request.metadata(), request.extensions())
-            .await?;
+        // Before the API server is asked about a token.
         self.leadership.admit()?;
-        Ok(peer)
+        self.gate
+            .admit(request.metadata(), request.extensions())
+            .await
     }
 }
 

@@ -172,6 +172,7 @@ impl ControlPlane {
         let observed = Arc::new(Observed::default());
         // Without an API server there is one control plane, and nobody to ask.
         let (roles, role) = watch::channel(Role::Unknown);
+        let (own, is_own) = watch::channel(false);
         let leadership = Leadership::new(role);
 
         let mut world = World {
@@ -186,6 +187,7 @@ impl ControlPlane {
             readiness: Arc::clone(&readiness),
             observed: Arc::clone(&observed),
             leadership: leadership.clone(),
+            own,
         };
         let refusals = Arc::new(Refusals::new(Arc::clone(&metrics)));
         let (tls, gate, authority) = match &source {
@@ -254,6 +256,7 @@ impl ControlPlane {
                     observed,
                     roles,
                     leadership,
+                    own: is_own,
                 };
                 cluster.spawn(shared, authority, &mut tasks, &stopping);
                 None

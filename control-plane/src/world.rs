@@ -33,7 +33,9 @@ const FOLLOWED_EVERY: Duration = Duration::from_secs(1);
 
 /// A replica that begins to lead does not know yet what agents enforce. Until
 /// all have come, or for so long, it shows and writes what its predecessor did.
-const TAKEOVER: Duration = Duration::from_secs(5);
+const TAKEOVER: Duration = Duration::from_secs(10);
+/// And for each agent as much longer: so many a second are let in.
+const TAKEOVER_EACH: Duration = Duration::from_millis(10);
 
 /// See the module.
 pub(crate) struct World {
@@ -48,6 +50,8 @@ pub(crate) struct World {
     pub(crate) readiness: Arc<Readiness>,
     pub(crate) observed: Arc<Observed>,
     pub(crate) leadership: Leadership,
+    /// Whether what is shown is this replica's own word, to be written.
+    pub(crate) own: watch::Sender<bool>,
 }
 
 /// The breakers that policies ask for.
@@ -69,6 +73,8 @@ pub(crate) struct State {
     /// Until when statuses stay as the API server holds them, unless all agents
     /// have come before; `None`: those shown are this replica's own.
     held: Option<Instant>,
+    /// Whether this replica led when it was looked last.
+    leads: bool,
 }
 
 impl World {
@@ -106,6 +112,12 @@ impl World {
             tokio::select! {
                 biased;
                 () = stopped(&mut stop) => return,
+                // First, or objects that change all the time would leave no time to tell.
+                () = sleep_until(next_status), if dirty => {
+                    dirty = false;
+                    self.show(&mut state);
+                    next_status = Instant::now() + self.pause();
+                }
                 changed = self.objects.changed() => {
                     if changed.is_err() {
                         // The source has ended; what it gave stays in force.
@@ -114,15 +126,19 @@ impl World {
                     self.compile(&mut state);
                     dirty = true;
                 }
-                () = sleep_until(next_status), if dirty => {
-                    dirty = false;
-                    self.show(&mut state);
-                    next_status = Instant::now() + self.pause();
-                }
                 () = self.leadership.changed() => {
-                    if self.leadership.role() == Role::Follows {
-                        state.held = Some(Instant::now() + TAKEOVER);
+                    let leads = matches!(self.leadership.role(), Role::Leads(_));
+                    if leads && !state.leads {
+                        let agents = state.compiler.objects().agents.as_ref();
+                        let agents = agents.map_or(0, |agents| agents.len() as u32);
+                        let patience = TAKEOVER + TAKEOVER_EACH * agents;
+                        state.held = Some(Instant::now() + patience);
                     }
+                    if leads == state.leads {
+                        continue;
+                    }
+                    state.leads = leads;
+                    self.own.send_replace(false);
                     next_status = next_status.min(Instant::now() + STATUS_EVERY);
                     dirty = true;
                 }
@@ -281,6 +297,12 @@ impl World {
             .update(Collection::ResiliencePolicies, statuses.policies);
         self.store
             .update(Collection::CircuitBreakers, statuses.breakers);
+        if self
+            .own
+            .send_if_modified(|own| std::mem::replace(own, !is_held) == is_held)
+        {
+            tracing::debug!(own = !is_held, "whose word statuses are");
+        }
         // What passed too quickly for one look is shown in the next.
         self.ledger.step();
     }
@@ -290,7 +312,6 @@ impl World {
     /// Whether statuses are not this replica's own to tell now.
     fn is_held(&self, state: &mut State, nodes: &[NodeView], now: Instant) -> bool {
         if self.leadership.role() == Role::Follows {
-            state.held = Some(now + TAKEOVER);
             return true;
         }
         let Some(until) = state.held else {

@@ -23,6 +23,11 @@ const MAX_TEXT: usize = 512;
 const MAX_AHEAD: usize = 8;
 /// Breakers that are noted one by one until they are looked at.
 const MAX_NEWS: usize = 65_536;
+/// Characters of a reset's token; the schema takes no more.
+const MAX_RESET: usize = 64;
+/// The times that a status can hold, in milliseconds since the Unix epoch.
+const YEAR_2000: i64 = 946_684_800_000;
+const YEAR_3000: i64 = 32_503_679_999_000;
 /// Nodes that a status names.
 const MAX_OPEN_NODES: usize = 20;
 
@@ -121,7 +126,7 @@ impl Reports {
             state: transition.to(),
             reason: transition.reason(),
             message: bounded(&transition.message),
-            since_unix_ms: transition.at_unix_ms,
+            since_unix_ms: sane(transition.at_unix_ms),
             ..now.clone()
         }));
         words.push_back(now);
@@ -407,18 +412,23 @@ pub(super) fn breaker_id(id: Option<&proto::BreakerId>) -> Option<BreakerId> {
     })
 }
 
+/// A time that can be written into a status: a node's clock may be anywhere.
+fn sane(unix_ms: i64) -> i64 {
+    unix_ms.clamp(YEAR_2000, YEAR_3000)
+}
+
 fn word(report: &proto::BreakerReport) -> Word {
     Word {
         state: report.state(),
         reason: report.reason(),
         message: bounded(&report.message),
-        since_unix_ms: report.since_unix_ms,
+        since_unix_ms: sane(report.since_unix_ms),
         failure_percent: report.failure_percent.min(100),
         window_requests: report.window_requests.min(u64::from(u32::MAX)),
         request_rate_milli: report.request_rate_milli.min(u64::from(u32::MAX) * 1_000),
         rejected_total: report.rejected_total.min(1 << 53),
         shadow: report.shadow,
-        observed_reset: bounded(&report.observed_reset),
+        observed_reset: report.observed_reset.chars().take(MAX_RESET).collect(),
     }
 }
 
@@ -444,7 +454,7 @@ mod tests {
                 key: key.into(),
             }),
             state: state.into(),
-            since_unix_ms: since,
+            since_unix_ms: YEAR_2000 + since,
             failure_percent: percent,
             window_requests: requests,
             rejected_total: 1,
@@ -492,7 +502,7 @@ mod tests {
         let all = breakers.aggregate(&id()).unwrap();
         assert_eq!(
             (all.worst.state, all.worst.since_unix_ms),
-            (BreakerState::Open, 9)
+            (BreakerState::Open, YEAR_2000 + 9)
         );
         assert_eq!(
             (

@@ -236,7 +236,7 @@ impl Ledger {
     /// Whether each of `nodes` is here and has told how its breakers stand.
     pub(crate) fn is_complete(&self, nodes: &[NodeView]) -> bool {
         let here = |node: &NodeView| node.connected && self.breakers.has_told(&node.name);
-        !nodes.is_empty() && nodes.iter().all(here)
+        nodes.iter().all(here)
     }
 
     /// Breakers that passed through several states since they were shown move

@@ -25,8 +25,10 @@ const AGAIN: Duration = Duration::from_secs(120);
 const COUNT_EVERY: Duration = Duration::from_secs(10);
 /// Events that may be counted on; of more the oldest are forgotten.
 const MAX_OPEN: usize = 4_096;
-/// Characters of a note; the API server takes 1,024 bytes.
-const MAX_NOTE: usize = 900;
+/// Bytes of a note; the API server takes 1,024.
+const MAX_NOTE: usize = 1_000;
+/// Characters of the object's name in that of the Event, which may have 253.
+const MAX_NAME: usize = 200;
 /// Events a second, and at once.
 const RATE: (u32, u32) = (10, 100);
 
@@ -50,6 +52,8 @@ pub(super) struct News {
 struct Told {
     namespace: String,
     name: String,
+    /// What happened last: told again, it is a second try to write, and no more.
+    identity: String,
     count: i32,
     /// The count that the server has, and since when.
     said: i32,
@@ -109,6 +113,10 @@ impl Teller {
             .get_mut(&key)
             .filter(|told| now < told.last + AGAIN)
         {
+            if told.identity == news.identity {
+                return None;
+            }
+            told.identity = news.identity;
             told.count += 1;
             told.last = now;
             if now < told.written + COUNT_EVERY || !self.bucket.take(now) {
@@ -119,6 +127,7 @@ impl Teller {
         if !self.bucket.take(now) {
             return None;
         }
+        let identity = news.identity.clone();
         let event = self.event(news);
         if self.told.len() >= MAX_OPEN {
             self.told.retain(|_, told| now < told.last + AGAIN);
@@ -127,6 +136,7 @@ impl Teller {
             let told = Told {
                 namespace: event.metadata.namespace.clone().unwrap_or_default(),
                 name: event.metadata.name.clone().unwrap_or_default(),
+                identity,
                 count: 1,
                 said: 1,
                 written: now,
@@ -168,7 +178,7 @@ impl Teller {
         };
         Event {
             metadata: ObjectMeta {
-                name: Some(format!("{object}.{hash:016x}")),
+                name: Some(format!("{}.{hash:016x}", start(&object, MAX_NAME))),
                 namespace: news.regarding.namespace.clone(),
                 ..ObjectMeta::default()
             },
@@ -177,13 +187,20 @@ impl Teller {
             reason: Some(news.reason.to_owned()),
             regarding: Some(news.regarding),
             related: news.related,
-            note: Some(news.note.chars().take(MAX_NOTE).collect()),
+            note: Some(start(&news.note, MAX_NOTE).to_owned()),
             type_: Some(kind.to_owned()),
             reporting_controller: Some("weir.dev/control-plane".to_owned()),
             reporting_instance: Some(self.instance.clone()),
             ..Event::default()
         }
     }
+}
+
+/// The beginning of `text`, in so many bytes at most.
+fn start(text: &str, bytes: usize) -> &str {
+    let fits = text.char_indices().map(|(at, char)| at + char.len_utf8());
+    let end = fits.take_while(|end| *end <= bytes).last();
+    &text[..end.unwrap_or(0)]
 }
 
 impl News {
@@ -269,6 +286,10 @@ mod tests {
         let mut teller = Teller::new("a", now);
         let first = name(teller.tell(news("CircuitOpened", "1"), now));
         assert!(teller.tell(news("CircuitOpened", "2"), now).is_none());
+        assert!(
+            teller.tell(news("CircuitOpened", "2"), now).is_none(),
+            "a second try"
+        );
         name(teller.tell(news("CircuitClosed", "3"), now));
         match teller.tell(news("CircuitOpened", "4"), now + COUNT_EVERY) {
             Some(Telling::Count { name, count, .. }) => {

@@ -189,11 +189,23 @@ pub(crate) async fn run(
     }
 }
 
-/// Whether the Lease is held now.
+/// Whether the Lease is held now. A write that meets another one is judged
+/// once more: it may have been about a label.
 async fn attempt(api: &Api<Lease>, candidate: &mut Candidate) -> Result<bool, kube::Error> {
+    Ok(match try_once(api, candidate).await? {
+        Some(holds) => holds,
+        None => try_once(api, candidate).await?.unwrap_or(false),
+    })
+}
+
+/// `None`: somebody else was faster.
+async fn try_once(
+    api: &Api<Lease>,
+    candidate: &mut Candidate,
+) -> Result<Option<bool>, kube::Error> {
     let read = api.get_opt(NAME).await?;
     let written = match candidate.judge(read.as_ref(), Instant::now()) {
-        Move::Leave => return Ok(false),
+        Move::Leave => return Ok(Some(false)),
         Move::Create => {
             let lease = candidate.write(None, true);
             api.create(&PostParams::default(), &lease).await
@@ -204,9 +216,8 @@ async fn attempt(api: &Api<Lease>, candidate: &mut Candidate) -> Result<bool, ku
         }
     };
     match written {
-        Ok(_) => Ok(true),
-        // Somebody else was faster.
-        Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+        Ok(_) => Ok(Some(true)),
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(None),
         Err(error) => Err(error),
     }
 }

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::{FuturesUnordered, StreamExt};
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Client;
@@ -19,7 +18,7 @@ use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParam
 use serde_json::{Value, json};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use weir_crds::v1alpha1::{CircuitBreakerObject, ResiliencePolicy};
 
 use crate::events::Severity;
@@ -27,7 +26,7 @@ use crate::kubernetes::say;
 use crate::leadership::Leadership;
 use crate::ledger::BreakerId;
 use crate::metrics::Metrics;
-use crate::sources::kubernetes::{Live, Observed, Place, revision};
+use crate::sources::kubernetes::{Live, MANAGER, Observed, Place, live};
 use crate::sources::{Key, Objects};
 use crate::stop::stopped;
 use crate::store::{Changed, Collection, Store, Watch};
@@ -42,8 +41,8 @@ use events::{News, Teller, Telling};
 pub(crate) use queue::Urgency;
 use queue::{Action, Queue, Write};
 
-/// Who applied a field, as `kubectl get --show-managed-fields` shows it.
-const MANAGER: &str = "weir-control-plane";
+/// What is written.
+const COLLECTIONS: [Collection; 2] = [Collection::ResiliencePolicies, Collection::CircuitBreakers];
 /// Writes under way at once.
 const MAX_FLYING: usize = 8;
 /// Events kept while they cannot be told.
@@ -60,6 +59,8 @@ pub(crate) struct Writer {
     pub(crate) objects: watch::Receiver<Option<Arc<Objects>>>,
     pub(crate) plans: watch::Receiver<Arc<Plans>>,
     pub(crate) leadership: Leadership,
+    /// Whether what the store shows is this replica's own word.
+    pub(crate) own: watch::Receiver<bool>,
     pub(crate) metrics: Arc<Metrics>,
     /// Owner of what is made: it goes with Weir.
     pub(crate) owner: Option<OwnerReference>,
@@ -69,6 +70,8 @@ pub(crate) struct Writer {
 struct Landed {
     place: Place,
     result: Result<Option<Live>, Failure>,
+    /// The status that was to be written.
+    written: Option<Value>,
     /// Events that could not be told.
     untold: Vec<Telling>,
 }
@@ -92,10 +95,12 @@ impl Writer {
     async fn write(&self) {
         let mut queue = Queue::new(Instant::now());
         let mut teller = Teller::new(&self.instance, Instant::now());
-        let mut watches = [Collection::ResiliencePolicies, Collection::CircuitBreakers]
-            .map(|collection| self.store.watch(collection, None));
-        self.begin(&mut queue, &mut watches);
-        let [mut policies, mut breakers] = watches;
+        let [mut policies, mut breakers] = COLLECTIONS.map(|collection| {
+            let mut watch = self.store.watch(collection, None);
+            self.begin(&mut queue, &mut watch, collection);
+            watch
+        });
+        let mut own = self.own.clone();
         let mut flying = FuturesUnordered::new();
         let mut leadership = self.leadership.clone();
         let mut held = false;
@@ -105,13 +110,15 @@ impl Writer {
         loop {
             let until = leadership.tenure();
             let now = Instant::now();
-            let holds = until.is_some_and(|until| now < until);
-            if holds && !held {
+            // What a replica shows before it has heard the agents is not its own.
+            let holds = until.filter(|until| now < *until && *own.borrow_and_update());
+            if holds.is_some() && !held {
                 queue.begin(|place| self.observed.get(place));
             }
-            held = holds;
-            self.metrics.holds_lease(holds);
-            while holds && flying.len() < MAX_FLYING {
+            held = holds.is_some();
+            self.metrics
+                .holds_lease(until.is_some_and(|until| now < until));
+            while let Some(until) = holds.filter(|_| flying.len() < MAX_FLYING) {
                 let Some(write) = queue.pick(Instant::now(), |place| self.observed.get(place))
                 else {
                     break;
@@ -119,18 +126,18 @@ impl Writer {
                 let told = self.news(&write).into_iter();
                 let told: Vec<_> = told.filter_map(|news| teller.tell(news, now)).collect();
                 self.metrics.wrote(write.urgency, told.len());
-                flying.push(self.carry_out(write, told));
+                flying.push(self.carry_out(write, told, until));
             }
-            let due = queue.due().filter(|_| holds && flying.len() < MAX_FLYING);
-            if holds {
+            let due = queue.due().filter(|_| held && flying.len() < MAX_FLYING);
+            if held {
                 untold.append(&mut teller.counts(Instant::now()));
             }
             // Told once writes succeed again.
-            if holds && !failing && !untold.is_empty() && telling.is_none() {
+            if held && !failing && !untold.is_empty() && telling.is_none() {
                 telling = Some(Box::pin(self.tell(std::mem::take(&mut untold))));
             }
-            let due = due.into_iter().chain(until.filter(|_| holds));
-            let due = due.chain(teller.due().filter(|_| holds)).min();
+            let due = due.into_iter().chain(holds);
+            let due = due.chain(teller.due().filter(|_| held)).min();
             tokio::select! {
                 Some(mut landed) = flying.next(), if !flying.is_empty() => {
                     untold.append(&mut landed.untold);
@@ -151,22 +158,26 @@ impl Writer {
                     }
                 }
                 () = leadership.changed() => {}
+                Ok(()) = own.changed() => {}
                 () = sleep_until(due.unwrap_or(now)), if due.is_some() => {}
             }
         }
     }
 
-    /// Everything from the beginning: what is shown, and what Weir made that is
-    /// shown no more.
-    fn begin(&self, queue: &mut Queue, watches: &mut [Watch]) {
-        let mut shown = HashSet::new();
-        for changed in watches.iter_mut().flat_map(|watch| watch.present.drain(..)) {
-            shown.insert(self.desire(queue, &changed));
-        }
-        for key in self.observed.owned(Collection::CircuitBreakers) {
-            let place = (Collection::CircuitBreakers, key);
-            if !shown.contains(&place) {
-                queue.drop_desire(&place, self.observed.get(&place).as_ref());
+    /// One collection from the beginning: what is shown, and what Weir made that
+    /// is shown no more.
+    fn begin(&self, queue: &mut Queue, watch: &mut Watch, collection: Collection) {
+        let present = watch.present.drain(..);
+        let shown: HashSet<Place> = present
+            .map(|changed| self.desire(queue, &changed))
+            .collect();
+        queue.retain(collection, &shown, |place| self.observed.get(place));
+        if collection == Collection::CircuitBreakers {
+            for key in self.observed.made(collection) {
+                let place = (collection, key);
+                if !shown.contains(&place) {
+                    queue.drop_desire(&place, self.observed.get(&place).as_ref());
+                }
             }
         }
     }
@@ -185,14 +196,7 @@ impl Writer {
         let live = self.observed.get(&place);
         match changed.change {
             crate::store::Change::Deleted => queue.drop_desire(&place, live.as_ref()),
-            _ => {
-                // An unwanted breaker goes when its override ends.
-                let kept_until = queue.desire(&place, &changed.object, live.as_ref());
-                let left = kept_until.map(|until| until.duration_since(Timestamp::now()));
-                if let Some(Ok(left)) = left.map(Duration::try_from) {
-                    queue.come_back(&place, Instant::now() + left);
-                }
-            }
+            _ => queue.desire(&place, &changed.object, live.as_ref()),
         }
         place
     }
@@ -212,13 +216,18 @@ impl Writer {
             // Too many changes at once: everything is looked at again.
             Err(_) => {
                 *watch = self.store.watch(collection, None);
-                self.begin(queue, std::slice::from_mut(watch));
+                self.begin(queue, watch, collection);
             }
         }
     }
 
     fn land(&self, queue: &mut Queue, landed: Landed, failing: &mut bool) {
-        let Landed { place, result, .. } = landed;
+        let Landed {
+            place,
+            result,
+            written,
+            ..
+        } = landed;
         let (collection, key) = &place;
         let well = match result {
             Ok(live) => {
@@ -250,14 +259,18 @@ impl Writer {
             }
         };
         let live = self.observed.get(&place);
-        queue.done(&place, well, Instant::now(), live.as_ref());
+        queue.done(&place, (well, written), Instant::now(), live.as_ref());
     }
 
     /// Makes one write, the Events first: told twice they are one, and a write
     /// that is made is no longer a reason to tell.
-    async fn carry_out(&self, write: Write, told: Vec<events::Telling>) -> Landed {
+    async fn carry_out(&self, write: Write, told: Vec<Telling>, until: Instant) -> Landed {
         let Write { place, action, .. } = write;
         let untold = self.tell(told).await;
+        let written = match &action {
+            Action::Create(status) | Action::Status(status) => Some(status.clone()),
+            Action::Remove { .. } => None,
+        };
         let made = async {
             match action {
                 Action::Create(status) => {
@@ -265,16 +278,21 @@ impl Writer {
                     self.patch(&place, &status).await.map(Some)
                 }
                 Action::Status(status) => self.patch(&place, &status).await.map(Some),
-                Action::Remove { uid } => self.remove(&place, uid).await.map(|()| None),
+                Action::Remove { uid, version } => {
+                    self.remove(&place, uid, version).await.map(|()| None)
+                }
             }
         };
-        let result = match timeout(PATIENCE, made).await {
+        // Looked at last before the request: another replica may begin then.
+        let by = until.min(Instant::now() + PATIENCE);
+        let result = match timeout_at(by, made).await {
             Ok(result) => result,
-            Err(_) => Err(Failure::Failed(format!("no answer within {PATIENCE:?}"))),
+            Err(_) => Err(Failure::Failed("no answer in time".to_owned())),
         };
         Landed {
             place,
             result,
+            written,
             untold,
         }
     }
@@ -342,12 +360,13 @@ impl Writer {
         Ok(live(&written))
     }
 
-    async fn remove(&self, place: &Place, uid: String) -> Result<(), Failure> {
+    async fn remove(&self, place: &Place, uid: String, version: u64) -> Result<(), Failure> {
         let (api, _) = self.api(place);
         let params = DeleteParams {
             preconditions: Some(Preconditions {
                 uid: Some(uid),
-                resource_version: None,
+                // Somebody may have written an override just now.
+                resource_version: Some(version.to_string()),
             }),
             ..DeleteParams::default()
         };
@@ -488,20 +507,6 @@ impl Writer {
             uid: live.map(|live| live.uid),
             ..ObjectReference::default()
         }
-    }
-}
-
-/// What the server answered.
-fn live(object: &DynamicObject) -> Live {
-    Live {
-        uid: object.metadata.uid.clone().unwrap_or_default(),
-        version: revision(&object.metadata),
-        owned: object
-            .metadata
-            .owner_references
-            .as_ref()
-            .is_some_and(|owners| !owners.is_empty()),
-        status: object.data.get("status").cloned().unwrap_or(Value::Null),
     }
 }
 

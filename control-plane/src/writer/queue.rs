@@ -7,7 +7,7 @@
 //! one, so that a watcher sees each; after a failure only the last counts.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,16 +46,16 @@ pub(super) enum Action {
     Create(Value),
     /// Write its status.
     Status(Value),
-    /// Nobody asks for it any more: remove it, if it is still this one.
-    Remove { uid: String },
+    /// Nobody asks for it any more: remove it, if it is still just this.
+    Remove { uid: String, version: u64 },
 }
 
 /// What an object should be.
 #[derive(Clone, Debug)]
 struct Desired {
     status: Arc<Value>,
-    /// Nobody asks for it: it goes, unless an override holds until then.
-    unwanted: Option<Timestamp>,
+    /// Nobody asks for it: it goes, unless an override holds.
+    unwanted: bool,
 }
 
 #[derive(Debug, Default)]
@@ -66,6 +66,11 @@ struct Entry {
     gone: bool,
     queued: Option<Urgency>,
     flying: bool,
+    /// The status that was written last, and the version that it became: where
+    /// the server keeps something else, writing it again would not help.
+    landed: Option<(Value, u64)>,
+    /// When an override ends that keeps it from going.
+    comes_back: Option<Timestamp>,
     figures_after: Option<Instant>,
     retry_after: Option<Instant>,
     failures: u32,
@@ -100,19 +105,12 @@ impl Queue {
         }
     }
 
-    /// The object should be so. `object` is whole, with its status. Gives back
-    /// until when it is kept, where nobody asks for it.
-    pub(super) fn desire(
-        &mut self,
-        place: &Place,
-        object: &Value,
-        live: Option<&Live>,
-    ) -> Option<Timestamp> {
+    /// The object should be so. `object` is whole, with its status.
+    pub(super) fn desire(&mut self, place: &Place, object: &Value, live: Option<&Live>) {
         let desired = Desired {
             status: Arc::new(object.get("status").cloned().unwrap_or(Value::Null)),
-            unwanted: unwanted(object),
+            unwanted: is_unwanted(object),
         };
-        let kept_until = desired.unwanted;
         let entry = self.entries.entry(place.clone()).or_default();
         entry.gone = false;
         // Only another state is a step of its own.
@@ -128,7 +126,6 @@ impl Queue {
             entry.steps.pop_front();
         }
         self.look(place, live);
-        kept_until
     }
 
     /// The model no longer has the object.
@@ -145,6 +142,14 @@ impl Queue {
         let Some(entry) = self.entries.get_mut(place) else {
             return;
         };
+        let held = live.and_then(|live| live.held_until);
+        let held = held.filter(|until| entry.is_unwanted() && *until > Timestamp::now());
+        if let Some(until) = held.filter(|_| held != entry.comes_back) {
+            let left = Duration::try_from(until.duration_since(Timestamp::now()));
+            let at = Instant::now() + left.unwrap_or_default();
+            self.later.push(Reverse((at, place.clone())));
+        }
+        entry.comes_back = held;
         match entry.next(place.0, live, Timestamp::now()) {
             Some((_, urgency)) if !entry.flying => {
                 if entry.queued.is_none_or(|queued| urgency < queued) {
@@ -186,10 +191,16 @@ impl Queue {
                     continue;
                 }
                 entry.queued = None;
-                let Some((action, urgency)) = entry.next(place.0, live.as_ref(), Timestamp::now())
-                else {
+                let next = entry.next(place.0, live.as_ref(), Timestamp::now());
+                let Some((action, fresh)) = next else {
                     continue;
                 };
+                // It became less urgent while it waited: it has another budget now.
+                if fresh > urgency {
+                    entry.queued = Some(fresh);
+                    self.ready[fresh as usize].push_back(place);
+                    continue;
+                }
                 let figures = entry.figures_after.filter(|_| urgency == Urgency::Figures);
                 if let Some(at) = figures.max(entry.retry_after).filter(|at| *at > now) {
                     self.later.push(Reverse((at, place)));
@@ -220,8 +231,14 @@ impl Queue {
         later.into_iter().chain(changes).chain(figures).min()
     }
 
-    /// A write ended.
-    pub(super) fn done(&mut self, place: &Place, well: bool, now: Instant, live: Option<&Live>) {
+    /// A write ended. `written`: the status that the server took.
+    pub(super) fn done(
+        &mut self,
+        place: &Place,
+        (well, written): (bool, Option<Value>),
+        now: Instant,
+        live: Option<&Live>,
+    ) {
         let Some(entry) = self.entries.get_mut(place) else {
             return;
         };
@@ -229,6 +246,7 @@ impl Queue {
         if well {
             entry.failures = 0;
             entry.retry_after = None;
+            entry.landed = written.zip(live.map(|live| live.version));
         } else {
             entry.only_last();
             let wait = RETRY.0 * 2u32.saturating_pow(entry.failures.min(8));
@@ -243,6 +261,7 @@ impl Queue {
         for entry in self.entries.values_mut() {
             entry.only_last();
             entry.queued = None;
+            entry.comes_back = None;
         }
         self.ready = Default::default();
         self.later.clear();
@@ -253,9 +272,22 @@ impl Queue {
         }
     }
 
-    /// Comes back to the object when its override has ended.
-    pub(super) fn come_back(&mut self, place: &Place, at: Instant) {
-        self.later.push(Reverse((at, place.clone())));
+    /// Those of `collection` that are not `shown` are no longer desired.
+    pub(super) fn retain(
+        &mut self,
+        collection: Collection,
+        shown: &HashSet<Place>,
+        live: impl Fn(&Place) -> Option<Live>,
+    ) {
+        let known = self.entries.keys().filter(|place| place.0 == collection);
+        let gone: Vec<Place> = known
+            .filter(|place| !shown.contains(*place))
+            .cloned()
+            .collect();
+        for place in gone {
+            let live = live(&place);
+            self.drop_desire(&place, live.as_ref());
+        }
     }
 
     fn bucket(&mut self, urgency: Urgency) -> &mut Bucket {
@@ -267,6 +299,11 @@ impl Queue {
 }
 
 impl Entry {
+    /// Nobody asks for it.
+    fn is_unwanted(&self) -> bool {
+        self.steps.back().map_or(self.gone, |last| last.unwanted)
+    }
+
     fn only_last(&mut self) {
         if let Some(last) = self.steps.pop_back() {
             self.steps.clear();
@@ -282,13 +319,14 @@ impl Entry {
         now: Timestamp,
     ) -> Option<(Action, Urgency)> {
         let breaker = of == Collection::CircuitBreakers;
-        let unwanted = match self.steps.back() {
-            None => self.gone,
-            Some(last) => last.unwanted.is_some_and(|until| until <= now),
-        };
-        if let Some(live) = live.filter(|live| breaker && unwanted && live.owned) {
-            let uid = live.uid.clone();
-            return Some((Action::Remove { uid }, Urgency::Condition));
+        let unwanted = self.is_unwanted();
+        let free = |live: &&Live| live.made && live.held_until.is_none_or(|until| until <= now);
+        if let Some(live) = live.filter(|_| breaker && unwanted).filter(free) {
+            let remove = Action::Remove {
+                uid: live.uid.clone(),
+                version: live.version,
+            };
+            return Some((remove, Urgency::Condition));
         }
         if self.gone {
             return None;
@@ -311,25 +349,25 @@ impl Entry {
             self.steps.pop_front();
         }
         let status = adopted(&self.steps.front()?.status, &live.status);
+        let is_landed =
+            |(written, version): &(Value, u64)| *version == live.version && *written == status;
+        if self.landed.as_ref().is_some_and(is_landed) {
+            return None;
+        }
         let urgency = urgency(&live.status, &status)?;
         Some((Action::Status(status), urgency))
     }
 }
 
-/// Until when an object that nobody asks for is kept; `None`: it is asked for.
-fn unwanted(object: &Value) -> Option<Timestamp> {
-    let conditions = object.pointer("/status/conditions")?.as_array()?;
-    let nobody = |condition: &Value| {
-        condition["type"] == "Accepted" && condition["reason"] == "NoSuchBreaker"
-    };
-    if !conditions.iter().any(nobody) {
-        return None;
-    }
-    let held = object
-        .pointer("/spec/override/expiresAt")
-        .and_then(Value::as_str);
-    let until = held.and_then(|held| held.parse().ok());
-    Some(until.unwrap_or(Timestamp::UNIX_EPOCH))
+/// Whether the object's status says that nobody asks for it.
+fn is_unwanted(object: &Value) -> bool {
+    let conditions = object
+        .pointer("/status/conditions")
+        .and_then(Value::as_array);
+    conditions
+        .into_iter()
+        .flatten()
+        .any(|condition| condition["type"] == "Accepted" && condition["reason"] == "NoSuchBreaker")
 }
 
 fn state(status: &Value) -> Option<&Value> {
@@ -418,7 +456,8 @@ mod tests {
         Live {
             uid: "1".into(),
             version: 1,
-            owned: true,
+            made: true,
+            held_until: None,
             status: object["status"].clone(),
         }
     }
@@ -458,9 +497,13 @@ mod tests {
                     }
                     Action::Remove { .. } => self.live = None,
                 }
+                let written = match &write.action {
+                    Action::Status(status) | Action::Create(status) => Some(status.clone()),
+                    Action::Remove { .. } => None,
+                };
                 made.push(write.action);
                 self.queue
-                    .done(&write.place, true, self.now, self.live.as_ref());
+                    .done(&write.place, (true, written), self.now, self.live.as_ref());
             }
             made
         }
@@ -515,34 +558,117 @@ mod tests {
         rig.desire(&breaker("Closed", 0));
         assert!(matches!(rig.write()[..], [Action::Create(_)]));
         rig.queue.drop_desire(&place("payments"), rig.live.as_ref());
-        assert_eq!(rig.write(), [Action::Remove { uid: "1".into() }]);
+        assert!(matches!(rig.write()[..], [Action::Remove { .. }]));
         assert!(rig.write().is_empty());
+    }
+
+    fn orphan() -> Value {
+        json!({"status": {"conditions": [{"type": "Accepted", "status": "False", "reason": "NoSuchBreaker"}]}})
     }
 
     #[test]
     fn an_unwanted_breaker_is_kept_while_an_override_holds_and_one_of_a_person_for_ever() {
-        let orphan = |until: Timestamp| {
-            json!({"spec": {"override": {"expiresAt": until.to_string()}},
-                "status": {"conditions": [{"type": "Accepted", "status": "False", "reason": "NoSuchBreaker"}]}})
-        };
         let now = Timestamp::now();
-        let ahead = orphan(
-            now.saturating_add(jiff::SignedDuration::from_hours(1))
-                .unwrap(),
-        );
-        let mut rig = Rig::new(Some(live(&breaker("Closed", 0))));
-        rig.desire(&ahead);
+        let later = now.saturating_add(jiff::SignedDuration::from_hours(1)).ok();
+        let held = Live {
+            held_until: later,
+            ..live(&breaker("Closed", 0))
+        };
+        let mut rig = Rig::new(Some(held.clone()));
+        rig.desire(&orphan());
         assert!(matches!(rig.write()[..], [Action::Status(_)]));
-        let past = orphan(Timestamp::UNIX_EPOCH);
-        rig.desire(&past);
+        assert!(
+            rig.queue.due().is_some(),
+            "it is looked at again when the override ends"
+        );
+        // Gone from the model altogether, it is kept all the same, also by another replica.
+        let mut rig = Rig::new(Some(held));
+        rig.queue.drop_desire(&place("payments"), rig.live.as_ref());
+        assert!(rig.write().is_empty());
+        rig.queue.begin(|_| rig.live.clone());
+        assert!(
+            rig.queue.due().is_some(),
+            "it is looked at again when the override ends"
+        );
+        let past = Live {
+            held_until: Some(Timestamp::UNIX_EPOCH),
+            ..live(&breaker("Closed", 0))
+        };
+        let mut rig = Rig::new(Some(past));
+        rig.desire(&orphan());
         assert!(matches!(rig.write()[..], [Action::Remove { .. }]));
         let of_a_person = Live {
-            owned: false,
+            made: false,
             ..live(&breaker("Closed", 0))
         };
         let mut rig = Rig::new(Some(of_a_person));
-        rig.desire(&past);
+        rig.desire(&orphan());
         assert!(matches!(rig.write()[..], [Action::Status(_)]));
+    }
+
+    #[test]
+    fn what_the_server_keeps_otherwise_is_not_written_again_and_again() {
+        let mut rig = Rig::new(Some(live(&breaker("Closed", 0))));
+        rig.desire(&breaker("Open", 60));
+        let write = rig.queue.pick(rig.now, |_| rig.live.clone()).unwrap();
+        let Action::Status(status) = write.action else {
+            panic!("not a status")
+        };
+        // Somebody else's condition stands beside ours, and stays.
+        let mut kept = status.clone();
+        let conditions = kept["conditions"].as_array_mut().unwrap();
+        conditions.push(json!({"type": "Reviewed", "status": "True", "reason": "Audit"}));
+        rig.live = Some(Live {
+            version: 2,
+            status: kept.clone(),
+            ..live(&breaker("Closed", 0))
+        });
+        rig.queue.done(
+            &write.place,
+            (true, Some(status)),
+            rig.now,
+            rig.live.as_ref(),
+        );
+        assert!(rig.queue.pick(rig.now, |_| rig.live.clone()).is_none());
+        // A new version is tried once.
+        rig.live = Some(Live {
+            version: 3,
+            status: kept,
+            ..live(&breaker("Closed", 0))
+        });
+        rig.queue.look(&place("payments"), rig.live.as_ref());
+        assert!(rig.queue.pick(rig.now, |_| rig.live.clone()).is_some());
+    }
+
+    #[test]
+    fn what_became_less_urgent_while_it_waited_has_the_budget_of_figures() {
+        let now = Instant::now();
+        let mut queue = Queue::new(now);
+        let closed = live(&breaker("Closed", 0));
+        for n in 0..400 {
+            queue.desire(
+                &place(&format!("b{n}")),
+                &breaker("Open", 60),
+                Some(&closed),
+            );
+        }
+        // All have gone back before anything was written.
+        let open = live(&breaker("Open", 1));
+        let written = std::iter::from_fn(|| queue.pick(now, |_| Some(open.clone()))).count();
+        assert_eq!(written, 20);
+    }
+
+    #[test]
+    fn what_a_new_list_does_not_show_is_no_longer_desired_and_other_kinds_are_left_alone() {
+        let mut rig = Rig::new(Some(live(&breaker("Closed", 0))));
+        rig.desire(&breaker("Closed", 0));
+        let none = HashSet::new();
+        rig.queue
+            .retain(Collection::ResiliencePolicies, &none, |_| rig.live.clone());
+        assert!(rig.write().is_empty());
+        rig.queue
+            .retain(Collection::CircuitBreakers, &none, |_| rig.live.clone());
+        assert!(matches!(rig.write()[..], [Action::Remove { .. }]));
     }
 
     #[test]
@@ -553,7 +679,7 @@ mod tests {
         }
         let write = rig.queue.pick(rig.now, |_| rig.live.clone()).unwrap();
         rig.queue
-            .done(&write.place, false, rig.now, rig.live.as_ref());
+            .done(&write.place, (false, None), rig.now, rig.live.as_ref());
         assert!(rig.write().is_empty());
         assert_eq!(rig.queue.due(), Some(rig.now + RETRY.0));
         rig.now += RETRY.0;

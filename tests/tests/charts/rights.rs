@@ -23,7 +23,6 @@ const EVERYWHERE: &[(&str, &str)] = &[
     ("events.events.k8s.io", "create patch"),
     ("services", "get list watch"),
     ("endpointslices.discovery.k8s.io", "get list watch"),
-    ("pods", "get list watch"),
     ("namespaces", "get list watch"),
     ("tokenreviews.authentication.k8s.io", "create"),
     (
@@ -46,6 +45,7 @@ const AT_HOME: &[(&str, &str)] = &[
         "leases.coordination.k8s.io weir-control-plane",
         "get update",
     ),
+    ("pods", "list watch"),
     ("secrets weir-ca", "get update"),
     ("configmaps weir-ca", "get update"),
 ];

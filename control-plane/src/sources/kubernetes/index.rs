@@ -15,7 +15,7 @@ use weir_crds::v1alpha1::{
     CircuitBreakerObject, CircuitBreakerSpec, ResiliencePolicy, ResiliencePolicySpec,
 };
 
-use super::observed::{Live, Observed, revision};
+use super::observed::{Observed, live};
 use crate::model::refusals;
 use crate::sources::manifest::{Kind as OwnKind, ObjectId};
 use crate::sources::{Key, Objects, Refused, Shared, Sourced};
@@ -180,7 +180,7 @@ impl Index {
                 if let Some(list) = self.lists.get_mut(&object.kind()) {
                     list.insert(object.key());
                 }
-                self.apply(object)
+                self.apply(object, true)
             }
             Change::Done(kind) => {
                 let list = self.lists.remove(&kind).unwrap_or_default();
@@ -192,7 +192,7 @@ impl Index {
                 }
                 changed
             }
-            Change::Applied(object) => self.apply(object),
+            Change::Applied(object) => self.apply(object, false),
             Change::Deleted(object) => self.delete(object.kind(), &object.key()),
         }
     }
@@ -245,11 +245,11 @@ impl Index {
     }
 
     /// Whether it is news for the model.
-    fn apply(&mut self, object: Object) -> bool {
+    fn apply(&mut self, object: Object, listed: bool) -> bool {
         let key = object.key();
         match object {
             Object::Policy(object) => {
-                self.observe(Collection::ResiliencePolicies, &key, &object);
+                self.observe(Collection::ResiliencePolicies, &key, &object, listed);
                 let id = id(OwnKind::ResiliencePolicy, &key);
                 let read = policy(&object).map(|policy| {
                     let about = about(&policy.metadata);
@@ -261,7 +261,7 @@ impl Index {
                 take(policies, refused, id, key, read, *object)
             }
             Object::Breaker(object) => {
-                self.observe(Collection::CircuitBreakers, &key, &object);
+                self.observe(Collection::CircuitBreakers, &key, &object, listed);
                 let id = id(OwnKind::CircuitBreaker, &key);
                 let read = breaker(&object).map(|breaker| {
                     let mut about = about(&breaker.metadata);
@@ -321,18 +321,11 @@ impl Index {
         changed
     }
 
-    fn observe(&self, collection: Collection, key: &Key, object: &DynamicObject) {
-        let metadata = &object.metadata;
-        let live = Live {
-            uid: metadata.uid.clone().unwrap_or_default(),
-            version: revision(metadata),
-            owned: metadata
-                .owner_references
-                .as_ref()
-                .is_some_and(|owners| !owners.is_empty()),
-            status: object.data.get("status").cloned().unwrap_or(Value::Null),
-        };
-        self.observed.see(collection, key, live);
+    fn observe(&self, collection: Collection, key: &Key, object: &DynamicObject, listed: bool) {
+        match listed {
+            true => self.observed.see_listed(collection, key, live(object)),
+            false => self.observed.see(collection, key, live(object)),
+        }
     }
 }
 

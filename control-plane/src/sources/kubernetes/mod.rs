@@ -11,5 +11,5 @@ mod index;
 mod observed;
 mod watches;
 
-pub(crate) use observed::{Live, Observed, Place, revision};
+pub(crate) use observed::{Live, MANAGER, Observed, Place, live};
 pub(crate) use watches::run;
