@@ -156,7 +156,7 @@ impl Cluster {
         tasks.spawn(async move {
             // A replica without a certificate is of no use to any agent.
             if let Some(mut certificate) = certificate {
-                readiness.wait_for("a certificate: Secret and ConfigMap weir-ca must be there, and this program allowed to write them".to_owned());
+                readiness.wait_for("a certificate: the API server must answer, and let this program write Secret and ConfigMap weir-ca".to_owned());
                 tokio::select! {
                     () = crate::stop::stopped(&mut stopped) => return,
                     signed = async { certificate.wait_for(Option::is_some).await.is_ok() } => {

@@ -118,6 +118,7 @@ pub struct ControlPlane {
     /// The program.
     pub process: Process,
     address: IpAddr,
+    arguments: Vec<String>,
 }
 
 impl ControlPlane {
@@ -357,8 +358,25 @@ impl Weir {
             &arguments,
             self.cluster.directory(),
         )?;
-        let control_plane = ControlPlane { process, address };
+        let control_plane = ControlPlane {
+            process,
+            address,
+            arguments: arguments.to_vec(),
+        };
         self.control_planes.insert(number, control_plane);
+        Ok(())
+    }
+
+    /// Starts a control plane again that was ended, as the kubelet would, without waiting for anything.
+    ///
+    /// # Errors
+    /// There was none of that number.
+    pub fn relaunch_control_plane(&mut self, number: u8) -> Result<()> {
+        let directory = self.cluster.directory().to_owned();
+        let control_plane = self.control_planes.get_mut(&number);
+        let control_plane = control_plane.with_context(|| format!("no control plane {number}"))?;
+        let name = format!("control-plane-{number}");
+        control_plane.process = Process::start(&name, &control_plane.arguments, &directory)?;
         Ok(())
     }
 

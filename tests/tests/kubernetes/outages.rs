@@ -320,6 +320,78 @@ async fn etcd_loses_its_leader_and_no_request_notices() -> Result<()> {
 }
 
 #[tokio::test]
+async fn an_api_server_that_hangs_or_is_not_there_yet_is_waited_for() -> Result<()> {
+    let Some(mut weir) = Weir::install(&["node-a", "node-b"]).await? else {
+        return Ok(());
+    };
+    let destination = shop(&weir).await?;
+    let traffic = Traffic::start(&weir);
+
+    // It accepts connections and answers nothing, for longer than the Lease lasts.
+    weir.cluster.pause_api_server()?;
+    drive(&weir, &destination, "Open").await?;
+    eventually_within(
+        Duration::from_secs(30),
+        "the writer to stand back",
+        || async {
+            let leads = weir.control_planes[&1]
+                .figure("weir_control_plane_leader")
+                .await;
+            match leads {
+                Ok(0.0) => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        },
+    )
+    .await;
+    weir.cluster.resume_api_server()?;
+    let open = right_again(&weir, "Open").await;
+    println!("the API server hung; its objects are right {open:?} after it goes on");
+    drive(&weir, &destination, "Closed").await?;
+    right_again(&weir, "Closed").await;
+
+    // A control plane that begins without one waits, and says for what.
+    weir.start_control_plane(2).await?;
+    if let Some(control_plane) = weir.control_planes.get_mut(&2) {
+        control_plane.process.kill().await?;
+    }
+    weir.cluster.stop_api_server()?;
+    weir.relaunch_control_plane(2)?;
+    let admin = weir.control_planes[&2].admin();
+    let waits = eventually_within(
+        Duration::from_secs(30),
+        "it to say what it waits for",
+        || async {
+            let got = call::get(admin, "/readyz")
+                .await
+                .map_err(|error| error.to_string())?;
+            if got.status == 503 {
+                Ok(got.text())
+            } else {
+                Err(got.text())
+            }
+        },
+    )
+    .await;
+    println!("without an API server: {}", waits.trim());
+    weir.cluster.start_api_server().await?;
+    eventually_within(Duration::from_secs(30), "it to be ready", || async {
+        let got = weir.control_planes[&2]
+            .ready()
+            .await
+            .map_err(|error| error.to_string())?;
+        if got.status == 200 {
+            Ok(())
+        } else {
+            Err(got.text())
+        }
+    })
+    .await;
+    println!("{} requests served meanwhile, none lost", traffic.end()?);
+    weir.shutdown().await
+}
+
+#[tokio::test]
 async fn an_agent_that_starts_while_everything_else_is_away_enforces_what_it_kept() -> Result<()> {
     let Some(mut weir) = Weir::install(&["node-a"]).await? else {
         return Ok(());
