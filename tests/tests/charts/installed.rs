@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use tokio::process::{Child, Command};
 use weir_crds::crd::INSTALL_COMMAND;
 use weir_tests::kubernetes::Cluster;
-use weir_tests::{eventually, eventually_within, programs};
+use weir_tests::{eventually_within, programs};
 
 use crate::{NAMESPACE, path};
 
@@ -222,20 +222,6 @@ async fn without_the_kinds_a_release_says_how_to_get_them_and_a_second_release_i
     let notes = install(&cluster, "weir", &[]).await.unwrap();
     assert!(notes.contains(INSTALL_COMMAND), "{notes}");
     install(&cluster, "weir-crds", &[]).await.unwrap();
-    // Helm asks the API server what it serves, and that takes a moment to know.
-    eventually("the kinds to be served", || async {
-        let served = ["api-resources", "--api-group=weir.dev", "--no-headers"];
-        let served = cluster
-            .kubectl(&served)
-            .await
-            .map_err(|error| error.to_string())?;
-        if served.lines().count() == 2 {
-            Ok(())
-        } else {
-            Err(served)
-        }
-    })
-    .await;
     let notes = install(&cluster, "weir", &[]).await.unwrap();
     assert!(!notes.contains(INSTALL_COMMAND), "{notes}");
 
