@@ -32,7 +32,8 @@ const STATUS_EVERY: Duration = Duration::from_millis(20);
 const FOLLOWED_EVERY: Duration = Duration::from_secs(1);
 
 /// A replica that begins to lead does not know yet what agents enforce. Until
-/// all have come, or for so long, it shows and writes what its predecessor did.
+/// all have come, or for so long, it shows what its predecessor wrote, and
+/// writes nothing.
 const TAKEOVER: Duration = Duration::from_secs(10);
 /// And for each agent as much longer: so many a second are let in.
 const TAKEOVER_EACH: Duration = Duration::from_millis(10);
@@ -297,12 +298,10 @@ impl World {
             .update(Collection::ResiliencePolicies, statuses.policies);
         self.store
             .update(Collection::CircuitBreakers, statuses.breakers);
-        if self
-            .own
-            .send_if_modified(|own| std::mem::replace(own, !is_held) == is_held)
-        {
-            tracing::debug!(own = !is_held, "whose word statuses are");
-        }
+        // Not by the role as it is now: it may have changed since the hold began.
+        let is_own = state.leads && !is_held;
+        self.own
+            .send_if_modified(|own| std::mem::replace(own, is_own) != is_own);
         // What passed too quickly for one look is shown in the next.
         self.ledger.step();
     }

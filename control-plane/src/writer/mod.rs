@@ -272,6 +272,11 @@ impl Writer {
             Action::Remove { .. } => None,
         };
         let made = async {
+            // A timeout would begin the request before it looks at the clock, and
+            // another replica may write from then on.
+            if Instant::now() >= until {
+                return Err(Failure::Failed("the Lease ran out before it".to_owned()));
+            }
             match action {
                 Action::Create(status) => {
                     self.create(&place).await?;
@@ -283,9 +288,7 @@ impl Writer {
                 }
             }
         };
-        // Looked at last before the request: another replica may begin then.
-        let by = until.min(Instant::now() + PATIENCE);
-        let result = match timeout_at(by, made).await {
+        let result = match timeout_at(until.min(Instant::now() + PATIENCE), made).await {
             Ok(result) => result,
             Err(_) => Err(Failure::Failed("no answer in time".to_owned())),
         };
