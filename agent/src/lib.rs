@@ -19,6 +19,7 @@ mod clock;
 mod configuration;
 mod connection;
 mod control;
+mod dial;
 mod discovery;
 mod features;
 mod h1;

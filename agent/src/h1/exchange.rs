@@ -5,7 +5,6 @@ use std::future::{Future, poll_fn};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::net::TcpStream;
 use weir_resilience::Time;
 use weir_resilience::retry::Sent;
 
@@ -15,11 +14,11 @@ use super::link::{Came, Link, Upstream};
 use super::upload::Upload;
 use crate::answer::Answer;
 use crate::connection::Caller;
+use crate::dial::dial;
 use crate::pipeline::{End, Exchange, Limit, ResponseFacts, TryFailure, Verdict};
 use crate::replay::Reservation;
 use crate::timer::Timer;
 use crate::wait::{Interrupt, poll_limits};
-use crate::worker::KEEP_ALIVE;
 
 /// How a request ended, for its connection.
 pub(super) enum Outcome {
@@ -193,13 +192,10 @@ impl Run<'_> {
         }
         let timeout = self.exchange.connect_timeout();
         let connected = self
-            .guarded(TcpStream::connect(endpoint), timeout.map(|t| now + t))
+            .guarded(dial(&worker, endpoint), timeout.map(|t| now + t))
             .await;
         let failure = match connected {
             Ok(Ok(io)) => {
-                // Without it small requests would wait for acknowledgements.
-                let _ = io.set_nodelay(true);
-                let _ = socket2::SockRef::from(&io).set_tcp_keepalive(&KEEP_ALIVE);
                 self.exchange.on_connection(false);
                 let buffer = worker.spare.borrow_mut().take();
                 return Ok(Upstream::new(io, endpoint, false, buffer));

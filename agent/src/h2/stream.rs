@@ -11,7 +11,6 @@ use h2::client::{ResponseFuture, SendRequest};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, Request, Response};
-use tokio::net::TcpStream;
 use weir_resilience::Time;
 use weir_resilience::config::Protocol;
 use weir_resilience::retry::Sent;
@@ -21,6 +20,7 @@ use super::body::{Download, Gone, Upload};
 use super::headers::{View, grpc_status, is_grpc, pushback, retry_after, strip_hop_by_hop};
 use super::pool::Found;
 use crate::answer::Answer;
+use crate::dial::dial;
 use crate::metrics::Counter;
 use crate::pipeline::{End, Exchange, Limit, RequestFacts, ResponseFacts, TryFailure, Verdict};
 use crate::replay::Reservation;
@@ -267,6 +267,7 @@ impl Run<'_> {
         let Some(endpoint) = self.exchange.endpoint().map(|e| e.address) else {
             return Err(Step::End);
         };
+        let worker = self.worker.clone();
         let timeout = self.exchange.connect_timeout();
         let until = timeout.map(|t| self.now() + t);
         loop {
@@ -298,7 +299,7 @@ impl Run<'_> {
                         endpoint,
                         done: false,
                     };
-                    let made = self.guarded(make(endpoint), until).await;
+                    let made = self.guarded(make(&worker, endpoint), until).await;
                     match made {
                         Ok(Ok((send, driver))) => {
                             telling.connected(send, driver);
@@ -645,12 +646,13 @@ impl Drop for Telling {
 }
 
 /// Makes a connection and its driver.
-async fn make(endpoint: std::net::SocketAddr) -> Result<(SendRequest<Bytes>, Driver), TryFailure> {
-    let io = TcpStream::connect(endpoint)
+async fn make(
+    worker: &Worker,
+    endpoint: std::net::SocketAddr,
+) -> Result<(SendRequest<Bytes>, Driver), TryFailure> {
+    let io = dial(worker, endpoint)
         .await
         .map_err(|error| TryFailure::of_connect(&error))?;
-    // Without it small frames would wait for acknowledgements.
-    let _ = io.set_nodelay(true);
     // Data that nobody acknowledges means that the endpoint is gone; the kernel
     // alone would go on for a quarter of an hour, and every new stream with it.
     let _ = socket2::SockRef::from(&io).set_tcp_user_timeout(Some(GONE));
