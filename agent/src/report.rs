@@ -247,6 +247,7 @@ impl Reporter {
             transitions,
             removed,
             complete,
+            coverage: None,
         }
     }
 

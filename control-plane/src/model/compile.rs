@@ -95,6 +95,7 @@ pub(super) fn service(
             name: key.1.clone(),
             ports,
             consumer: consumer.unwrap_or_default().to_owned(),
+            ..proto::ServiceConfig::default()
         };
         let endpoints = consumer.is_none().then(|| endpoints(key, plan, slices));
         let refused = refusal(&config, endpoints.as_ref());
@@ -162,7 +163,7 @@ pub(crate) fn refusals(spec: &ResiliencePolicySpec) -> Vec<Problem> {
         namespace: key.0.clone(),
         name: key.1.clone(),
         ports,
-        consumer: String::new(),
+        ..proto::ServiceConfig::default()
     };
     let problems = weir_resilience::config::service(&config)
         .err()
@@ -247,6 +248,7 @@ impl Work<'_> {
                 .unwrap_or_default(),
             policy: Some(self.policy(|section| inherited(port, merged, section))),
             routes,
+            ..proto::Port::default()
         }
     }
 

@@ -142,6 +142,7 @@ pub(super) fn bulkheads(
             max_queue: bulkhead.max_queue,
             max_wait_us: micros(bulkhead.max_wait),
             shadow,
+            ..proto::Bulkhead::default()
         })
         .collect();
     bulkheads.sort_by_key(|bulkhead| bulkhead.name == "default");
@@ -169,6 +170,7 @@ pub(super) fn load_shedding(
         key,
         max_concurrency,
         shadow,
+        ..proto::LoadShedding::default()
     })
 }
 

@@ -247,6 +247,7 @@ pub(super) fn endpoints(key: &Key, plan: &ServicePlan, slices: &Slices) -> proto
                         address: address.to_string(),
                         zone: endpoint.zone.clone().unwrap_or_default(),
                         node: endpoint.node_name.clone().unwrap_or_default(),
+                        ..proto::Endpoint::default()
                     });
                 }
             }

@@ -107,6 +107,13 @@ impl Discovery for Pusher {
         });
         Ok(Response::new(ReceiverStream::new(responses)))
     }
+
+    async fn resolve(
+        &self,
+        _: Request<proto::ResolveRequest>,
+    ) -> Result<Response<proto::ResolveResponse>, Status> {
+        Err(Status::unimplemented("callers are not known here"))
+    }
 }
 
 type Outbox = mpsc::Sender<Result<proto::DiscoverResponse, Status>>;

@@ -16,6 +16,13 @@ pub struct ServiceConfig {
     /// the feature "consumerPolicies".
     #[prost(string, tag = "4")]
     pub consumer: ::prost::alloc::string::String,
+    /// The Service's own addresses, by which captured callers name it. Empty for
+    /// a headless Service, whose callers name endpoints.
+    #[prost(string, repeated, tag = "5")]
+    pub cluster_addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// What becomes of connections that were open before they could be captured.
+    #[prost(enumeration = "ExistingConnections", tag = "6")]
+    pub existing_connections: i32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Port {
@@ -37,6 +44,14 @@ pub struct Port {
     /// not say itself is already filled in from the port's.
     #[prost(message, repeated, tag = "6")]
     pub routes: ::prost::alloc::vec::Vec<Route>,
+    /// Only endpoints on the caller's own node are used, and none where there is
+    /// none (internalTrafficPolicy: Local).
+    #[prost(bool, tag = "7")]
+    pub local_only: bool,
+    /// A caller's address keeps its endpoint for this long
+    /// (sessionAffinity: ClientIP); 0 = no affinity.
+    #[prost(uint64, tag = "8")]
+    pub affinity_us: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Route {
@@ -301,6 +316,16 @@ pub struct Bulkhead {
     pub max_wait_us: u64,
     #[prost(bool, tag = "8")]
     pub shadow: bool,
+    /// Who is in this partition, at the destination: callers of any of these
+    /// namespaces, and of any of these ServiceAccounts ("namespace/name"), and of
+    /// any of these workloads ("namespace/Deployment/name"). An empty list says
+    /// nothing. Needs the feature "bulkheads.from".
+    #[prost(string, repeated, tag = "9")]
+    pub from_namespaces: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "10")]
+    pub from_service_accounts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "11")]
+    pub from_workloads: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LoadShedding {
@@ -311,6 +336,30 @@ pub struct LoadShedding {
     pub max_concurrency: u32,
     #[prost(bool, tag = "3")]
     pub shadow: bool,
+    /// Needs the feature "loadShedding.cpu".
+    #[prost(message, optional, tag = "4")]
+    pub cpu: ::core::option::Option<CpuShedding>,
+    /// Needs the feature "loadShedding.pressure".
+    #[prost(message, optional, tag = "5")]
+    pub pressure: ::core::option::Option<PressureShedding>,
+}
+/// Requests are refused with a probability that rises from 0 at the threshold
+/// to `max_drop_percent` at 100 % of the CPU.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CpuShedding {
+    #[prost(enumeration = "CpuSource", tag = "1")]
+    pub source: i32,
+    #[prost(uint32, tag = "2")]
+    pub threshold_percent: u32,
+    #[prost(uint32, tag = "3")]
+    pub max_drop_percent: u32,
+}
+/// The same for pressure: the share of time in which some task of the pod waits
+/// for CPU.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PressureShedding {
+    #[prost(uint32, tag = "1")]
+    pub some_percent: u32,
 }
 /// Where a service's requests go.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -339,6 +388,51 @@ pub struct Endpoint {
     pub zone: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]
     pub node: ::prost::alloc::string::String,
+    /// Not ready: it gets no requests of anybody, but is known, so that what its
+    /// own node does for it has a place.
+    #[prost(bool, tag = "4")]
+    pub unready: bool,
+    /// Ending, and still answering: used only where no endpoint is ready.
+    #[prost(bool, tag = "5")]
+    pub terminating: bool,
+    /// Zones and nodes for whose callers it is meant (trafficDistribution);
+    /// empty: for all.
+    #[prost(string, repeated, tag = "6")]
+    pub for_zones: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "7")]
+    pub for_nodes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ExistingConnections {
+    /// As the agent was started to do.
+    Unspecified = 0,
+    /// They live on as they were.
+    Keep = 1,
+    /// They are ended, a few at a time, and come back captured.
+    Reset = 2,
+}
+impl ExistingConnections {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "EXISTING_CONNECTIONS_UNSPECIFIED",
+            Self::Keep => "EXISTING_CONNECTIONS_KEEP",
+            Self::Reset => "EXISTING_CONNECTIONS_RESET",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "EXISTING_CONNECTIONS_UNSPECIFIED" => Some(Self::Unspecified),
+            "EXISTING_CONNECTIONS_KEEP" => Some(Self::Keep),
+            "EXISTING_CONNECTIONS_RESET" => Some(Self::Reset),
+            _ => None,
+        }
+    }
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -512,6 +606,36 @@ impl BulkheadSide {
         }
     }
 }
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum CpuSource {
+    Unspecified = 0,
+    /// The pod's own use, of its own limit; without a limit, of the node.
+    Pod = 1,
+    Node = 2,
+}
+impl CpuSource {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "CPU_SOURCE_UNSPECIFIED",
+            Self::Pod => "CPU_SOURCE_POD",
+            Self::Node => "CPU_SOURCE_NODE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "CPU_SOURCE_UNSPECIFIED" => Some(Self::Unspecified),
+            "CPU_SOURCE_POD" => Some(Self::Pod),
+            "CPU_SOURCE_NODE" => Some(Self::Node),
+            _ => None,
+        }
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct DiscoverRequest {
     #[prost(oneof = "discover_request::Message", tags = "1, 2")]
@@ -610,7 +734,8 @@ pub struct Resource {
     #[prost(enumeration = "ResourceKind", tag = "1")]
     pub kind: i32,
     /// "namespace/service"; "namespace/service@consumer" for what holds for the
-    /// calls from the namespace "consumer" alone.
+    /// calls from the namespace "consumer" alone. A Pod's: "namespace/name"; a
+    /// Node's: its name.
     #[prost(string, tag = "2")]
     pub name: ::prost::alloc::string::String,
     /// Hash of the body: equal bodies have equal versions.
@@ -623,6 +748,80 @@ pub struct Resource {
     #[prost(bytes = "bytes", tag = "5")]
     pub body: ::prost::bytes::Bytes,
 }
+/// A pod whose connections may be captured.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Pod {
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// A pod of the same name that was made again has another.
+    #[prost(string, tag = "3")]
+    pub uid: ::prost::alloc::string::String,
+    /// All of its addresses. Its network namespace is the one that holds them.
+    #[prost(string, repeated, tag = "4")]
+    pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, tag = "5")]
+    pub service_account: ::prost::alloc::string::String,
+    /// What it belongs to, such as "Deployment/checkout"; empty: nothing.
+    #[prost(string, tag = "6")]
+    pub workload: ::prost::alloc::string::String,
+    /// The probes of its kubelet, which are never shed, delayed or lost.
+    #[prost(message, repeated, tag = "7")]
+    pub probes: ::prost::alloc::vec::Vec<Probe>,
+}
+/// A probe over the network.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Probe {
+    /// Of the container.
+    #[prost(uint32, tag = "1")]
+    pub port: u32,
+    /// Path of an HTTP probe; empty: a probe of TCP or gRPC.
+    #[prost(string, tag = "2")]
+    pub path: ::prost::alloc::string::String,
+    #[prost(bool, tag = "3")]
+    pub grpc: bool,
+}
+/// The node of an agent.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Node {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// topology.kubernetes.io/zone; empty: none.
+    #[prost(string, tag = "2")]
+    pub zone: ::prost::alloc::string::String,
+    /// Its own addresses.
+    #[prost(string, repeated, tag = "3")]
+    pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ResolveRequest {
+    /// IP addresses, at most 64.
+    #[prost(string, repeated, tag = "1")]
+    pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ResolveResponse {
+    /// In the order of the request.
+    #[prost(message, repeated, tag = "1")]
+    pub callers: ::prost::alloc::vec::Vec<Caller>,
+}
+/// Who calls, as far as an address tells. It is no authentication.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Caller {
+    /// False: nobody that the control plane knows; all else is empty.
+    #[prost(bool, tag = "1")]
+    pub known: bool,
+    #[prost(string, tag = "2")]
+    pub namespace: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub service_account: ::prost::alloc::string::String,
+    /// "Deployment/checkout"; empty: a pod that belongs to nothing.
+    #[prost(string, tag = "4")]
+    pub workload: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub pod: ::prost::alloc::string::String,
+}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum ResourceKind {
@@ -631,6 +830,12 @@ pub enum ResourceKind {
     Service = 1,
     /// The body is an Endpoints.
     Endpoints = 2,
+    /// The body is a Pod. Only for agents with the feature "capture", and only
+    /// pods of the agent's own node that may be captured.
+    Pod = 3,
+    /// The body is a Node: the agent's own. Only for agents with the feature
+    /// "capture".
+    Node = 4,
 }
 impl ResourceKind {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -642,6 +847,8 @@ impl ResourceKind {
             Self::Unspecified => "RESOURCE_KIND_UNSPECIFIED",
             Self::Service => "RESOURCE_KIND_SERVICE",
             Self::Endpoints => "RESOURCE_KIND_ENDPOINTS",
+            Self::Pod => "RESOURCE_KIND_POD",
+            Self::Node => "RESOURCE_KIND_NODE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -650,6 +857,8 @@ impl ResourceKind {
             "RESOURCE_KIND_UNSPECIFIED" => Some(Self::Unspecified),
             "RESOURCE_KIND_SERVICE" => Some(Self::Service),
             "RESOURCE_KIND_ENDPOINTS" => Some(Self::Endpoints),
+            "RESOURCE_KIND_POD" => Some(Self::Pod),
+            "RESOURCE_KIND_NODE" => Some(Self::Node),
             _ => None,
         }
     }
@@ -763,6 +972,32 @@ pub mod discovery_client {
                 .insert(GrpcMethod::new("weir.v1alpha1.Discovery", "Discover"));
             self.inner.streaming(req, path, codec).await
         }
+        /// Who has an address. Asked by the agent of a destination's node, where a
+        /// section needs to know who calls.
+        pub async fn resolve(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ResolveRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ResolveResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weir.v1alpha1.Discovery/Resolve",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weir.v1alpha1.Discovery", "Resolve"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -791,6 +1026,12 @@ pub mod discovery_server {
             &self,
             request: tonic::Request<tonic::Streaming<super::DiscoverRequest>>,
         ) -> std::result::Result<tonic::Response<Self::DiscoverStream>, tonic::Status>;
+        /// Who has an address. Asked by the agent of a destination's node, where a
+        /// section needs to know who calls.
+        async fn resolve(
+            &self,
+            request: tonic::Request<super::ResolveRequest>,
+        ) -> std::result::Result<tonic::Response<super::ResolveResponse>, tonic::Status>;
     }
     /// How policies reach agents. The agent opens one stream, says who it is and
     /// what it holds, and from then on receives only differences.
@@ -918,6 +1159,49 @@ pub mod discovery_server {
                     };
                     Box::pin(fut)
                 }
+                "/weir.v1alpha1.Discovery/Resolve" => {
+                    #[allow(non_camel_case_types)]
+                    struct ResolveSvc<T: Discovery>(pub Arc<T>);
+                    impl<T: Discovery> tonic::server::UnaryService<super::ResolveRequest>
+                    for ResolveSvc<T> {
+                        type Response = super::ResolveResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ResolveRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Discovery>::resolve(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ResolveSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 _ => {
                     Box::pin(async move {
                         let mut response = http::Response::new(
@@ -977,6 +1261,43 @@ pub struct ReportRequest {
     /// True on the request that completes the first report of this stream.
     #[prost(bool, tag = "6")]
     pub complete: bool,
+    /// What capture does in the pods of this node; the whole of it, sent with the
+    /// first request and after each change. Absent: no change.
+    #[prost(message, optional, tag = "7")]
+    pub coverage: ::core::option::Option<Coverage>,
+}
+/// How far the pods of a node are captured.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Coverage {
+    /// Pods that are not captured, with the reason. At most 200.
+    #[prost(message, repeated, tag = "1")]
+    pub pods: ::prost::alloc::vec::Vec<UncapturedPod>,
+    /// Connections that go past Weir, by service. At most 1000.
+    #[prost(message, repeated, tag = "2")]
+    pub connections: ::prost::alloc::vec::Vec<OpenConnections>,
+    /// Why nothing at all is captured on this node; empty: it works.
+    #[prost(string, tag = "3")]
+    pub failure: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UncapturedPod {
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// For people: "no network namespace holds its address".
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+}
+/// Connections that were open before they could be captured.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct OpenConnections {
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub service: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "3")]
+    pub connections: u32,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReportResponse {
