@@ -291,7 +291,7 @@ fn endpoints_are_decoded_or_every_bad_address_is_named() {
     let endpoint = |address: &str| proto::Endpoint {
         address: address.to_owned(),
         zone: "a".to_owned(),
-        node: String::new(),
+        ..Default::default()
     };
     let mut message = proto::Endpoints {
         namespace: "shop".to_owned(),

@@ -84,7 +84,7 @@ pub(super) fn full() -> proto::ServiceConfig {
                 max_concurrent: 8,
                 max_queue: 4,
                 max_wait_us: 50_000,
-                shadow: false,
+                ..Default::default()
             },
             proto::Bulkhead {
                 key: "b".to_owned(),
@@ -97,7 +97,7 @@ pub(super) fn full() -> proto::ServiceConfig {
         load_shedding: Some(proto::LoadShedding {
             key: "payments".to_owned(),
             max_concurrency: 64,
-            shadow: false,
+            ..Default::default()
         }),
     };
     proto::ServiceConfig {
@@ -125,7 +125,8 @@ pub(super) fn full() -> proto::ServiceConfig {
                 policy: Some(policy),
                 idempotent: true,
             }],
+            ..Default::default()
         }],
-        consumer: String::new(),
+        ..Default::default()
     }
 }

@@ -199,7 +199,7 @@ fn bulkhead() -> BoxedStrategy<proto::Bulkhead> {
                 max_concurrent,
                 max_queue,
                 max_wait_us,
-                shadow: false,
+                ..Default::default()
             },
         )
         .boxed()
@@ -209,7 +209,7 @@ pub(super) fn policy() -> BoxedStrategy<proto::Policy> {
     let shedding = (text(), number()).prop_map(|(key, max_concurrency)| proto::LoadShedding {
         key,
         max_concurrency,
-        shadow: false,
+        ..Default::default()
     });
     let bulkheads = prop::collection::vec(bulkhead(), 0..3);
     (
@@ -257,6 +257,7 @@ pub(super) fn service() -> BoxedStrategy<proto::ServiceConfig> {
             listen,
             policy,
             routes,
+            ..Default::default()
         },
     );
     (text(), text(), text(), prop::collection::vec(port, 0..3))
@@ -265,6 +266,7 @@ pub(super) fn service() -> BoxedStrategy<proto::ServiceConfig> {
             name,
             ports,
             consumer,
+            ..Default::default()
         })
         .boxed()
 }
