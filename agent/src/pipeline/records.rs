@@ -1,0 +1,85 @@
+//! What a try says about its destination, told to the breaker.
+
+use std::time::Duration;
+
+use weir_resilience::{Time, breaker};
+
+use super::Exchange;
+
+impl Exchange {
+    /// What ends the try now is the caller's doing, which stopped sending: it
+    /// says nothing about the destination.
+    pub(crate) fn excuse(&mut self, now: Time) {
+        if let Some((permit, _)) = self.take_permit(now)
+            && let Some((_, machine)) = &self.rules().breaker
+        {
+            machine.release(permit, now);
+        }
+    }
+
+    /// What the breaker calls a failure.
+    pub(super) fn failure_cause(
+        &self,
+        status: u16,
+        grpc_status: Option<u8>,
+    ) -> Option<breaker::Cause> {
+        let on = self
+            .rules()
+            .breaker
+            .as_ref()
+            .map(|(rules, _)| &rules.failure_on)?;
+        match grpc_status {
+            Some(code) if self.facts.grpc => on
+                .grpc_codes
+                .contains(code)
+                .then_some(breaker::Cause::Grpc(code)),
+            _ => on
+                .status_codes
+                .contains(status)
+                .then_some(breaker::Cause::Status(status)),
+        }
+    }
+
+    /// Takes the current try's permit, with how long the try has taken.
+    fn take_permit(&mut self, now: Time) -> Option<(breaker::Permit, Duration)> {
+        self.seen = now;
+        let current = self.current.as_mut()?;
+        let took = current.took.unwrap_or_else(|| now.since(current.started));
+        current.permit.take().map(|permit| (permit, took))
+    }
+
+    pub(super) fn record_success(&mut self, now: Time, random: u64) {
+        if let Some((permit, took)) = self.take_permit(now)
+            && let Some((_, machine)) = &self.rules().breaker
+        {
+            machine.record(
+                self.shard,
+                permit,
+                now,
+                random,
+                &breaker::Outcome::Success { took },
+            );
+        }
+    }
+
+    pub(super) fn record_failure(
+        &mut self,
+        cause: breaker::Cause,
+        retry_after: Option<Duration>,
+        now: Time,
+        random: u64,
+    ) {
+        let Some((permit, took)) = self.take_permit(now) else {
+            return;
+        };
+        if let Some((_, machine)) = &self.rules().breaker {
+            // The machine itself leaves out what its policy does not count.
+            let outcome = breaker::Outcome::Failure {
+                cause,
+                took,
+                retry_after,
+            };
+            machine.record(self.shard, permit, now, random, &outcome);
+        }
+    }
+}
