@@ -1,23 +1,25 @@
 //! What an agent enforces for one service, valid by construction.
 //!
-//! The control plane compiles policies into `weir-proto` messages; [`service`]
-//! and [`endpoints`] are the only way from there to these types, on both ends
-//! of the wire. A `Duration` here is never zero: "off" is `None`.
+//! The control plane compiles policies into `weir-proto` messages; [`service`],
+//! [`endpoints`], [`pod`] and [`node`] are the only way from there to these
+//! types, on both ends of the wire. A `Duration` here is never zero: "off" is `None`.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::{NonZeroU16, NonZeroU32};
 use std::time::Duration;
 
 #[cfg(not(loom))]
 mod decode;
 mod matching;
+mod places;
 mod status;
 
 #[cfg(not(loom))]
-pub use decode::{Problem, endpoints, service};
+pub use decode::{Problem, endpoints, node, pod, service};
 pub use matching::{
     GrpcMatch, HeaderMatch, HeaderRule, Match, PathMatch, Pattern, PatternError, RequestView,
 };
+pub use places::{Endpoint, Endpoints, Node, Pod, Probe};
 pub use status::{GrpcCodes, StatusRanges, grpc_name};
 
 /// Whether a section acts, or only decides and counts.
@@ -74,8 +76,23 @@ pub struct Service {
     /// The namespace whose calls alone this is for: only what acts at these
     /// callers' side is in it. `None`: for all callers.
     pub consumer: Option<String>,
+    /// The Service's own addresses, by which captured callers name it. None for
+    /// a headless Service, whose callers name endpoints.
+    pub cluster_addresses: Vec<IpAddr>,
+    /// What becomes of connections that were open before they could be
+    /// captured. `None`: as the agent was started to do.
+    pub existing_connections: Option<ExistingConnections>,
     /// Its ports, each number once.
     pub ports: Vec<Port>,
+}
+
+/// What becomes of connections that were open before they could be captured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ExistingConnections {
+    /// They live on as they were, past Weir.
+    Keep,
+    /// They are ended, a few at a time, and come back captured.
+    Reset,
 }
 
 /// One port of a service.
@@ -89,6 +106,12 @@ pub struct Port {
     pub protocol: Protocol,
     /// Where the agent listens for this port's callers, if anywhere.
     pub listen: Option<SocketAddr>,
+    /// Only endpoints on the caller's own node are used, and none where there is
+    /// none (`internalTrafficPolicy: Local`).
+    pub local_only: bool,
+    /// A caller's address keeps its endpoint for so long after it was used last
+    /// (`sessionAffinity: ClientIP`).
+    pub affinity: Option<Duration>,
     /// For requests that no route matches.
     pub policy: Policy,
     /// The first that matches wins.
@@ -355,24 +378,4 @@ pub struct LoadShedding {
     pub max_concurrency: Option<NonZeroU32>,
     /// Whether it acts.
     pub mode: Mode,
-}
-
-/// Where a service's requests go.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Endpoints {
-    /// Which service.
-    pub id: ServiceId,
-    /// By port number, each once.
-    pub ports: Vec<(NonZeroU16, Vec<Endpoint>)>,
-}
-
-/// One place where a service's requests can go.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Endpoint {
-    /// Its address.
-    pub address: SocketAddr,
-    /// Its zone; empty where unknown.
-    pub zone: String,
-    /// Its node; empty where unknown.
-    pub node: String,
 }

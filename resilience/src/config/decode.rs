@@ -5,20 +5,24 @@
 //! guessed.
 
 use std::collections::HashSet;
-use std::net::SocketAddr;
-use std::num::{NonZeroU16, NonZeroU32};
+use std::num::NonZeroU16;
 use std::time::Duration;
 
 use weir_proto::v1alpha1 as proto;
 
-use super::{Endpoint, Endpoints, Policy, Port, Protocol, Route, Service, ServiceId};
+use super::{ExistingConnections, Policy, Port, Protocol, Route, Service, ServiceId};
 
+mod at;
 mod breaker;
 mod matches;
+mod places;
 mod sections;
 mod shared;
 #[cfg(test)]
 mod tests;
+
+use at::At;
+pub use places::{endpoints, node, pod};
 
 /// Ports of one service.
 const MAX_PORTS: usize = 256;
@@ -28,8 +32,8 @@ const MAX_ROUTES: usize = 16;
 const MAX_MATCHES: usize = 8;
 /// Bulkheads of one policy.
 const MAX_BULKHEADS: usize = 16;
-/// Endpoints of one port.
-const MAX_ENDPOINTS: usize = u16::MAX as usize;
+/// Addresses of one Service: one of each family.
+const MAX_CLUSTER_ADDRESSES: usize = 2;
 /// Characters of a key: four names of 63 characters, one of 15, and what stands
 /// between them.
 const MAX_KEY: usize = 512;
@@ -55,6 +59,12 @@ pub fn service(message: &proto::ServiceConfig) -> Result<Service, Vec<Problem>> 
     let consumer_is_good = consumer
         .as_ref()
         .is_none_or(|consumer| at.label("consumer", consumer));
+    let cluster_addresses = at.ips(
+        "cluster_addresses",
+        &message.cluster_addresses,
+        MAX_CLUSTER_ADDRESSES,
+    );
+    let existing_connections = existing_connections(&mut at, message);
     at.at_most("ports", message.ports.len(), MAX_PORTS);
     let mut numbers = HashSet::new();
     let ports: Vec<Option<Port>> = (message.ports.iter().enumerate())
@@ -71,12 +81,17 @@ pub fn service(message: &proto::ServiceConfig) -> Result<Service, Vec<Problem>> 
         .collect();
     let service = all(ports)
         .zip(id)
+        .zip(cluster_addresses.zip(existing_connections))
         .filter(|_| consumer_is_good)
-        .map(|(ports, id)| Service {
-            id,
-            consumer,
-            ports,
-        });
+        .map(
+            |((ports, id), (cluster_addresses, existing_connections))| Service {
+                id,
+                consumer,
+                cluster_addresses,
+                existing_connections,
+                ports,
+            },
+        );
     if let Some(service) = &service {
         shared::check(&mut at, service);
         if service.consumer.is_some() {
@@ -108,40 +123,28 @@ fn callers_side_alone(at: &mut At<'_>, service: &Service) {
     }
 }
 
-/// Decodes where a service's requests go, or says all that is wrong.
-pub fn endpoints(message: &proto::Endpoints) -> Result<Endpoints, Vec<Problem>> {
-    let mut problems = Vec::new();
-    let mut at = At::root(&mut problems);
-    let id = service_id(&mut at, &message.namespace, &message.name);
-    at.at_most("ports", message.ports.len(), MAX_PORTS);
-    let mut numbers = HashSet::new();
-    let ports: Vec<_> = (message.ports.iter().enumerate())
-        .map(|(n, message)| {
-            let mut at = at.item("ports", n);
-            if !numbers.insert(message.port) {
-                at.refuse(
-                    "port",
-                    format!("{} is used by an earlier entry", message.port),
-                )
-            }
-            let number = port_number(&mut at, "port", message.port);
-            at.at_most("endpoints", message.endpoints.len(), MAX_ENDPOINTS);
-            let endpoints: Vec<_> = (message.endpoints.iter().enumerate())
-                .map(|(n, message)| endpoint(&mut at.item("endpoints", n), message))
-                .collect();
-            number.zip(all(endpoints))
-        })
-        .collect();
-    let endpoints = all(ports)
-        .zip(id)
-        .map(|(ports, id)| Endpoints { id, ports });
-    finish(endpoints, problems)
-}
-
 fn finish<T>(decoded: Option<T>, problems: Vec<Problem>) -> Result<T, Vec<Problem>> {
     match decoded {
         Some(decoded) if problems.is_empty() => Ok(decoded),
         _ => Err(problems),
+    }
+}
+
+fn existing_connections(
+    at: &mut At<'_>,
+    message: &proto::ServiceConfig,
+) -> Option<Option<ExistingConnections>> {
+    match proto::ExistingConnections::try_from(message.existing_connections) {
+        Ok(proto::ExistingConnections::Unspecified) => Some(None),
+        Ok(proto::ExistingConnections::Keep) => Some(Some(ExistingConnections::Keep)),
+        Ok(proto::ExistingConnections::Reset) => Some(Some(ExistingConnections::Reset)),
+        Err(_) => {
+            at.refuse(
+                "existing_connections",
+                unknown(message.existing_connections),
+            );
+            None
+        }
     }
 }
 
@@ -179,6 +182,7 @@ fn port(at: &mut At<'_>, message: &proto::Port) -> Option<Port> {
         "" => Some(None),
         listen => at.listener(listen).map(Some),
     };
+    let affinity = at.optional_duration("affinity_us", message.affinity_us);
     let policy = policy(at, message.policy.as_ref());
     at.at_most("routes", message.routes.len(), MAX_ROUTES);
     let mut names = HashSet::new();
@@ -203,6 +207,8 @@ fn port(at: &mut At<'_>, message: &proto::Port) -> Option<Port> {
         name,
         protocol: protocol?,
         listen: listen?,
+        local_only: message.local_only,
+        affinity: affinity?,
         policy: policy?,
         routes: routes?,
     })
@@ -231,15 +237,6 @@ fn policy(at: &mut At<'_>, message: Option<&proto::Policy>) -> Option<Policy> {
     }
 }
 
-fn endpoint(at: &mut At<'_>, message: &proto::Endpoint) -> Option<Endpoint> {
-    let address = at.address("address", &message.address)?;
-    Some(Endpoint {
-        address,
-        zone: message.zone.clone(),
-        node: message.node.clone(),
-    })
-}
-
 /// All of them, or `None` when one is missing.
 fn all<T>(items: Vec<Option<T>>) -> Option<Vec<T>> {
     items.into_iter().collect()
@@ -249,149 +246,5 @@ fn unknown(value: i32) -> String {
     match value {
         0 => "missing".to_owned(),
         value => format!("{value} is not a value that this version knows"),
-    }
-}
-
-/// A place in the message, and where its problems go.
-struct At<'a> {
-    path: String,
-    problems: &'a mut Vec<Problem>,
-}
-
-impl At<'_> {
-    fn root(problems: &mut Vec<Problem>) -> At<'_> {
-        At {
-            path: String::new(),
-            problems,
-        }
-    }
-
-    fn path_of(&self, field: &str) -> String {
-        if self.path.is_empty() {
-            field.to_owned()
-        } else {
-            format!("{}.{field}", self.path)
-        }
-    }
-
-    fn field(&mut self, field: &str) -> At<'_> {
-        At {
-            path: self.path_of(field),
-            problems: self.problems,
-        }
-    }
-
-    fn item(&mut self, field: &str, n: usize) -> At<'_> {
-        At {
-            path: format!("{}[{n}]", self.path_of(field)),
-            problems: self.problems,
-        }
-    }
-
-    fn refuse(&mut self, field: &str, message: impl Into<String>) {
-        let path = self.path_of(field);
-        self.problems.push(Problem {
-            path,
-            message: message.into(),
-        });
-    }
-
-    fn at_most(&mut self, field: &str, length: usize, max: usize) {
-        if length > max {
-            self.refuse(
-                field,
-                format!("{length} entries; at most {max} are allowed"),
-            );
-        }
-    }
-
-    /// A DNS label (RFC 1123).
-    fn label(&mut self, field: &str, value: &str) -> bool {
-        let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        let good = (1..=63).contains(&value.len())
-            && value.bytes().all(inner)
-            && !value.starts_with('-')
-            && !value.ends_with('-');
-        if !good {
-            self.refuse(
-                field,
-                format!("{value:?} is not a DNS label; write 1 to 63 of a-z, 0-9 and -, not - first or last"),
-            );
-        }
-        good
-    }
-
-    /// The name of shared state.
-    fn key(&mut self, key: &str) -> Option<String> {
-        if key.is_empty() || key.len() > MAX_KEY {
-            self.refuse("key", format!("must have 1 to {MAX_KEY} characters"));
-            return None;
-        }
-        Some(key.to_owned())
-    }
-
-    /// Port 0 stands for any free port, which the agent picks.
-    fn listener(&mut self, text: &str) -> Option<SocketAddr> {
-        match text.parse::<SocketAddr>() {
-            Ok(address) if address.port() == 0 => Some(address),
-            _ => self.address("listen", text),
-        }
-    }
-
-    fn address(&mut self, field: &str, text: &str) -> Option<SocketAddr> {
-        match text.parse::<SocketAddr>() {
-            Ok(address) if address.port() != 0 => Some(address),
-            Ok(_) => {
-                self.refuse(
-                    field,
-                    format!("{text:?} has port 0; write a port from 1 to 65535"),
-                );
-                None
-            }
-            Err(_) => {
-                self.refuse(
-                    field,
-                    format!("{text:?} is not an IP address and port; write \"10.0.0.1:8080\" or \"[fd00::1]:8080\""),
-                );
-                None
-            }
-        }
-    }
-
-    fn between(&mut self, field: &str, value: u32, min: u32, max: u32) -> Option<u32> {
-        if (min..=max).contains(&value) {
-            return Some(value);
-        }
-        self.refuse(
-            field,
-            format!("{value} is out of range; write {min} to {max}"),
-        );
-        None
-    }
-
-    fn non_zero(&mut self, field: &str, value: u32) -> Option<NonZeroU32> {
-        let good = NonZeroU32::new(value);
-        if good.is_none() {
-            self.refuse(field, "must be at least 1");
-        }
-        good
-    }
-
-    /// Zero is "off".
-    fn optional_duration(&mut self, field: &str, micros: u64) -> Option<Option<Duration>> {
-        let duration = Duration::from_micros(micros);
-        if duration > MAX_DURATION {
-            self.refuse(field, format!("{micros} µs is longer than a year"));
-            return None;
-        }
-        Some((micros > 0).then_some(duration))
-    }
-
-    fn duration(&mut self, field: &str, micros: u64) -> Option<Duration> {
-        let duration = self.optional_duration(field, micros)?;
-        if duration.is_none() {
-            self.refuse(field, "must be longer than zero");
-        }
-        duration
     }
 }

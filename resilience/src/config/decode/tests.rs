@@ -4,6 +4,7 @@ use super::*;
 use crate::config::{HeaderRule, Jitter, Mode, PathMatch, Window};
 
 mod full;
+mod places;
 mod strategies;
 
 use full::full;
@@ -33,12 +34,20 @@ fn problems_after(change: impl FnOnce(&mut proto::Policy)) -> Vec<String> {
 fn a_full_message_is_decoded_into_what_it_says() {
     let service = service(&full()).unwrap();
     assert_eq!(service.id.to_string(), "shop/payments");
+    let addresses = service.cluster_addresses.iter().map(ToString::to_string);
+    assert_eq!(addresses.collect::<Vec<_>>(), ["10.96.0.7", "fd00:96::7"]);
+    assert_eq!(
+        service.existing_connections,
+        Some(ExistingConnections::Reset)
+    );
     let port = &service.ports[0];
     assert_eq!(
         (port.number.get(), port.name.as_deref()),
         (80, Some("http"))
     );
     assert_eq!(port.listen.unwrap().to_string(), "127.0.0.1:8081");
+    assert!(port.local_only);
+    assert_eq!(port.affinity, Some(Duration::from_secs(10_800)));
     let policy = &port.policy;
     let timeouts = policy.timeouts.unwrap();
     assert_eq!(
@@ -283,40 +292,6 @@ fn lists_are_bounded() {
     assert_eq!(
         problems(&message),
         ["ports[0].routes: 17 entries; at most 16 are allowed"]
-    );
-}
-
-#[test]
-fn endpoints_are_decoded_or_every_bad_address_is_named() {
-    let endpoint = |address: &str| proto::Endpoint {
-        address: address.to_owned(),
-        zone: "a".to_owned(),
-        ..Default::default()
-    };
-    let mut message = proto::Endpoints {
-        namespace: "shop".to_owned(),
-        name: "payments".to_owned(),
-        ports: vec![proto::PortEndpoints {
-            port: 80,
-            endpoints: vec![endpoint("10.0.0.1:8080"), endpoint("[fd00::1]:8080")],
-        }],
-    };
-    let decoded = endpoints(&message).unwrap();
-    assert_eq!(decoded.ports[0].1[1].address.to_string(), "[fd00::1]:8080");
-    message.ports[0]
-        .endpoints
-        .extend([endpoint("10.0.0.1"), endpoint("10.0.0.1:0")]);
-    let problems = endpoints(&message).unwrap_err();
-    let paths: Vec<_> = problems
-        .iter()
-        .map(|problem| problem.path.as_str())
-        .collect();
-    assert_eq!(
-        paths,
-        [
-            "ports[0].endpoints[2].address",
-            "ports[0].endpoints[3].address"
-        ]
     );
 }
 

@@ -125,8 +125,11 @@ pub(super) fn full() -> proto::ServiceConfig {
                 policy: Some(policy),
                 idempotent: true,
             }],
-            ..Default::default()
+            local_only: true,
+            affinity_us: 10_800_000_000,
         }],
-        ..Default::default()
+        consumer: String::new(),
+        cluster_addresses: vec!["10.96.0.7".to_owned(), "fd00:96::7".to_owned()],
+        existing_connections: proto::ExistingConnections::Reset.into(),
     }
 }

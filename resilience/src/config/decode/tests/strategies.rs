@@ -249,24 +249,47 @@ fn route() -> BoxedStrategy<proto::Route> {
 
 pub(super) fn service() -> BoxedStrategy<proto::ServiceConfig> {
     let routes = prop::collection::vec(route(), 0..3);
-    let port = (number(), text(), variant(), text(), of(policy()), routes).prop_map(
-        |(number, name, protocol, listen, policy, routes)| proto::Port {
-            number,
-            name,
-            protocol,
-            listen,
-            policy,
-            routes,
-            ..Default::default()
-        },
-    );
-    (text(), text(), text(), prop::collection::vec(port, 0..3))
-        .prop_map(|(namespace, name, consumer, ports)| proto::ServiceConfig {
-            namespace,
-            name,
-            ports,
-            consumer,
-            ..Default::default()
-        })
+    let kept = (any::<bool>(), micros());
+    let port = (
+        (number(), text(), variant(), text()),
+        of(policy()),
+        routes,
+        kept,
+    )
+        .prop_map(
+            |((number, name, protocol, listen), policy, routes, (local_only, affinity_us))| {
+                proto::Port {
+                    number,
+                    name,
+                    protocol,
+                    listen,
+                    policy,
+                    routes,
+                    local_only,
+                    affinity_us,
+                }
+            },
+        );
+    let addresses = prop::collection::vec(text(), 0..3);
+    (
+        text(),
+        text(),
+        text(),
+        prop::collection::vec(port, 0..3),
+        addresses,
+        variant(),
+    )
+        .prop_map(
+            |(namespace, name, consumer, ports, cluster_addresses, existing_connections)| {
+                proto::ServiceConfig {
+                    namespace,
+                    name,
+                    ports,
+                    consumer,
+                    cluster_addresses,
+                    existing_connections,
+                }
+            },
+        )
         .boxed()
 }
