@@ -8,14 +8,16 @@ use std::net::{IpAddr, SocketAddr};
 use std::num::{NonZeroU16, NonZeroU32};
 use std::time::Duration;
 
+mod callers;
 #[cfg(not(loom))]
 mod decode;
 mod matching;
 mod places;
 mod status;
 
+pub use callers::{Caller, Callers, Name};
 #[cfg(not(loom))]
-pub use decode::{Problem, endpoints, node, pod, service};
+pub use decode::{Problem, caller, endpoints, node, pod, service};
 pub use matching::{
     GrpcMatch, HeaderMatch, HeaderRule, Match, PathMatch, Pattern, PatternError, RequestView,
 };
@@ -45,6 +47,12 @@ impl Percent {
         } else {
             None
         }
+    }
+
+    /// One that stands in the code.
+    pub(crate) const fn literal(value: u8) -> Percent {
+        assert!(value <= 100);
+        Percent(value)
     }
 
     /// The number, 0 to 100.
@@ -359,6 +367,8 @@ pub struct Bulkhead {
     pub name: String,
     /// Requests that carry all of these are in it; none: every request.
     pub headers: Vec<HeaderMatch>,
+    /// Those of these callers are in it.
+    pub from: Callers,
     /// Requests at once.
     pub max_concurrent: NonZeroU32,
     /// Requests that may wait.
@@ -376,6 +386,32 @@ pub struct LoadShedding {
     pub key: String,
     /// Requests at one endpoint at once.
     pub max_concurrency: Option<NonZeroU32>,
+    /// By use of CPU.
+    pub cpu: Option<CpuShedding>,
+    /// By pressure: the share of time, 1 to 100 %, in which some task of the pod
+    /// waits for CPU or memory, from which on requests are refused.
+    pub pressure: Option<Percent>,
     /// Whether it acts.
     pub mode: Mode,
+}
+
+/// Refusal by use of CPU: the share refused rises evenly from none at
+/// `threshold` to `max_drop` at 100 %.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CpuShedding {
+    /// Whose use counts.
+    pub source: CpuSource,
+    /// 1 to 99 %.
+    pub threshold: Percent,
+    /// 1 to 100 %.
+    pub max_drop: Percent,
+}
+
+/// Whose use of CPU counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CpuSource {
+    /// The pod's, of its own limit; where it has none, of the node's CPUs.
+    Pod,
+    /// The node's, by whomever.
+    Node,
 }

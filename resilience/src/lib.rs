@@ -16,6 +16,7 @@ pub mod bulkhead;
 pub mod config;
 mod random;
 pub mod retry;
+pub mod shed;
 mod sync;
 mod ticks;
 mod time;

@@ -138,12 +138,13 @@ pub enum CpuSource {
     Node,
 }
 
-/// Refusal by pressure.
+/// Refusal by pressure: the share refused grows evenly from none at somePercent
+/// to 90 % where some task waits all the time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PressureShedding {
-    /// Requests are refused while some task of the pod waited for more than this
-    /// share of the last second. Percent, 1 to 100.
+    /// Share of time in which some task of the pod waits for CPU or memory, from
+    /// which on requests are refused. Percent, 1 to 100.
     #[schemars(range(min = 1, max = 100))]
     pub some_percent: u32,
 }

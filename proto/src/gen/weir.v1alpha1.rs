@@ -318,8 +318,8 @@ pub struct Bulkhead {
     pub shadow: bool,
     /// Who is in this partition, at the destination: callers of any of these
     /// namespaces, and of any of these ServiceAccounts ("namespace/name"), and of
-    /// any of these workloads ("namespace/Deployment/name"). An empty list says
-    /// nothing. Needs the feature "bulkheads.from".
+    /// any of these workloads ("namespace/name", of whatever kind). An empty list
+    /// says nothing. Needs the feature "bulkheads.from".
     #[prost(string, repeated, tag = "9")]
     pub from_namespaces: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(string, repeated, tag = "10")]
@@ -354,8 +354,8 @@ pub struct CpuShedding {
     #[prost(uint32, tag = "3")]
     pub max_drop_percent: u32,
 }
-/// The same for pressure: the share of time in which some task of the pod waits
-/// for CPU.
+/// The same for pressure, up to 90 %: the share of time in which some task of the
+/// pod waits for CPU or memory.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PressureShedding {
     #[prost(uint32, tag = "1")]

@@ -14,6 +14,7 @@ use super::{ExistingConnections, Policy, Port, Protocol, Route, Service, Service
 
 mod at;
 mod breaker;
+mod callers;
 mod matches;
 mod places;
 mod sections;
@@ -22,6 +23,7 @@ mod shared;
 mod tests;
 
 use at::At;
+pub use callers::caller;
 pub use places::{endpoints, node, pod};
 
 /// Ports of one service.

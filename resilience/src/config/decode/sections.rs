@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use weir_proto::v1alpha1 as proto;
 
-use super::{At, MAX_BULKHEADS, all, breaker, matches, unknown};
+use super::{At, MAX_BULKHEADS, all, breaker, callers, matches, unknown};
 use crate::config::{
-    Backoff, Budget, Bulkhead, GrpcCodes, Jitter, LoadShedding, Mode, Percent, Policy, Retries,
-    StatusRanges, Timeouts,
+    Backoff, Budget, Bulkhead, CpuShedding, CpuSource, GrpcCodes, Jitter, LoadShedding, Mode,
+    Percent, Policy, Retries, StatusRanges, Timeouts,
 };
 
 /// Extra tries.
@@ -186,6 +186,15 @@ fn bulkhead(at: &mut At<'_>, message: &proto::Bulkhead) -> Option<(Side, Bulkhea
         }
     };
     let headers = matches::headers(at, &message.headers);
+    let from = callers::from(at, message);
+    if let (Some(Side::Caller), Some(from)) = (&side, &from)
+        && !from.is_everybody()
+    {
+        at.refuse(
+            "at",
+            "at the caller there is only one caller: leave out from_…, or write DESTINATION",
+        );
+    }
     let max_concurrent = at
         .between("max_concurrent", message.max_concurrent, 1, MAX_CONCURRENT)
         .and_then(NonZeroU32::new);
@@ -202,6 +211,7 @@ fn bulkhead(at: &mut At<'_>, message: &proto::Bulkhead) -> Option<(Side, Bulkhea
         key: key?,
         name: message.name.clone(),
         headers: headers?,
+        from: from?,
         max_concurrent: max_concurrent?,
         max_queue: max_queue?,
         max_wait: max_wait?,
@@ -218,10 +228,35 @@ fn shedding(at: &mut At<'_>, message: &proto::LoadShedding) -> Option<LoadSheddi
         0,
         MAX_CONCURRENT,
     );
+    let cpu = section(at, "cpu", message.cpu.as_ref(), cpu_shedding);
+    let pressure = section(at, "pressure", message.pressure.as_ref(), |at, message| {
+        at.between("some_percent", message.some_percent, 1, 100)
+            .and_then(Percent::new)
+    });
     Some(LoadShedding {
         key: key?,
         max_concurrency: NonZeroU32::new(max_concurrency?),
+        cpu: cpu?,
+        pressure: pressure?,
         mode: mode(message.shadow),
+    })
+}
+
+fn cpu_shedding(at: &mut At<'_>, message: &proto::CpuShedding) -> Option<CpuShedding> {
+    let source = match message.source() {
+        proto::CpuSource::Pod => Some(CpuSource::Pod),
+        proto::CpuSource::Node => Some(CpuSource::Node),
+        proto::CpuSource::Unspecified => {
+            at.refuse("source", unknown(message.source));
+            None
+        }
+    };
+    let threshold = at.between("threshold_percent", message.threshold_percent, 1, 99);
+    let max_drop = at.between("max_drop_percent", message.max_drop_percent, 1, 100);
+    Some(CpuShedding {
+        source: source?,
+        threshold: threshold.and_then(Percent::new)?,
+        max_drop: max_drop.and_then(Percent::new)?,
     })
 }
 

@@ -1,16 +1,20 @@
 //! Sections with equal keys share one state, so what shapes it must be equal.
 
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 
 use super::At;
-use crate::config::{Breaker, Budget, Bulkhead, Policy, Service};
+use crate::config::{Breaker, Budget, Bulkhead, CpuShedding, Percent, Policy, Service};
+
+/// What shapes the state of load shedding.
+type Limits = (Option<NonZeroU32>, Option<CpuShedding>, Option<Percent>);
 
 #[derive(Default)]
 struct Seen<'s> {
     breakers: HashMap<&'s str, &'s Breaker>,
     budgets: HashMap<&'s str, &'s Budget>,
     bulkheads: HashMap<&'s str, &'s Bulkhead>,
-    limits: HashMap<&'s str, Option<u32>>,
+    limits: HashMap<&'s str, Limits>,
 }
 
 /// Refuses a key that is used with two different sections.
@@ -49,8 +53,8 @@ fn policy<'s>(at: &mut At<'_>, seen: &mut Seen<'s>, policy: &'s Policy) {
         }
     }
     if let Some(shedding) = &policy.shedding {
-        let limit = shedding.max_concurrency.map(|max| max.get());
-        if *seen.limits.entry(&shedding.key).or_insert(limit) != limit {
+        let limits = (shedding.max_concurrency, shedding.cpu, shedding.pressure);
+        if *seen.limits.entry(&shedding.key).or_insert(limits) != limits {
             differs(&mut at, "load_shedding", &shedding.key);
         }
     }

@@ -238,6 +238,86 @@ fn codes_and_patterns_that_are_none_are_refused_by_position() {
 }
 
 #[test]
+fn limits_of_load_that_make_no_sense_are_refused() {
+    let problems = problems_after(|policy| {
+        policy.load_shedding = Some(proto::LoadShedding {
+            key: "payments".to_owned(),
+            cpu: Some(proto::CpuShedding {
+                source: 0,
+                threshold_percent: 100,
+                max_drop_percent: 0,
+            }),
+            pressure: Some(proto::PressureShedding { some_percent: 101 }),
+            ..Default::default()
+        });
+    });
+    assert_eq!(
+        problems,
+        [
+            "load_shedding.cpu.source: missing",
+            "load_shedding.cpu.threshold_percent: 100 is out of range; write 1 to 99",
+            "load_shedding.cpu.max_drop_percent: 0 is out of range; write 1 to 100",
+            "load_shedding.pressure.some_percent: 101 is out of range; write 1 to 100",
+        ]
+    );
+}
+
+#[test]
+fn callers_that_cannot_be_are_refused() {
+    let problems = problems_after(|policy| {
+        policy.bulkheads[0].from_namespaces = vec!["shop".to_owned()];
+        policy.bulkheads[1].from_namespaces = vec!["shop".to_owned(), "Shop".to_owned()];
+        policy.bulkheads[1].from_service_accounts = vec!["buyer".to_owned()];
+        policy.bulkheads[1].from_workloads = vec!["shop/".to_owned(); 17];
+        policy.bulkheads[1].from_workloads[1..].fill("shop/a".to_owned());
+    });
+    assert_eq!(
+        problems,
+        [
+            "bulkheads[0].at: at the caller there is only one caller: leave out from_…, or write DESTINATION",
+            "bulkheads[1].from_namespaces[1]: \"Shop\" is not a DNS label; write 1 to 63 of a-z, 0-9 and -, not - first or last",
+            "bulkheads[1].from_service_accounts[0]: \"buyer\" has no slash; write namespace/name",
+            "bulkheads[1].from_workloads: 17 entries; at most 16 are allowed",
+            "bulkheads[1].from_workloads[0]: \"\" is no DNS name; write 1 to 253 of a-z, 0-9, - and ., each part with a-z or 0-9 first and last",
+        ]
+    );
+}
+
+#[test]
+fn a_caller_is_known_whole_or_not_at_all() {
+    let known = proto::Caller {
+        known: true,
+        namespace: "shop".to_owned(),
+        service_account: "buyer".to_owned(),
+        workload: "Deployment/checkout".to_owned(),
+        pod: "checkout-1".to_owned(),
+    };
+    let checkout = caller(&known).unwrap().unwrap();
+    assert_eq!(
+        (
+            checkout.namespace.as_str(),
+            checkout.service_account.as_str()
+        ),
+        ("shop", "buyer")
+    );
+    assert_eq!(checkout.workload.as_deref(), Some("checkout"));
+    let alone = proto::Caller {
+        workload: String::new(),
+        ..known.clone()
+    };
+    assert_eq!(caller(&alone).unwrap().unwrap().workload, None);
+    assert_eq!(caller(&proto::Caller::default()), Ok(None));
+    let wrong = proto::Caller {
+        namespace: "Shop".to_owned(),
+        workload: "checkout".to_owned(),
+        ..known
+    };
+    let problems = caller(&wrong).unwrap_err();
+    let fields: Vec<_> = problems.iter().map(|p| p.path.as_str()).collect();
+    assert_eq!(fields, ["namespace", "workload"]);
+}
+
+#[test]
 fn a_key_stands_for_one_state_and_one_set_of_limits() {
     let mut message = full();
     let policy = message.ports[0].routes[0].policy.as_mut().unwrap();

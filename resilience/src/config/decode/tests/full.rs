@@ -91,13 +91,22 @@ pub(super) fn full() -> proto::ServiceConfig {
                 name: "default".to_owned(),
                 at: proto::BulkheadSide::Destination.into(),
                 max_concurrent: 8,
+                from_namespaces: vec!["web".to_owned()],
+                from_service_accounts: vec!["web/buyer.eu".to_owned()],
+                from_workloads: vec!["web/checkout".to_owned(), "web/batch".to_owned()],
                 ..Default::default()
             },
         ],
         load_shedding: Some(proto::LoadShedding {
             key: "payments".to_owned(),
             max_concurrency: 64,
-            ..Default::default()
+            cpu: Some(proto::CpuShedding {
+                source: proto::CpuSource::Pod.into(),
+                threshold_percent: 80,
+                max_drop_percent: 90,
+            }),
+            pressure: Some(proto::PressureShedding { some_percent: 40 }),
+            shadow: false,
         }),
     };
     proto::ServiceConfig {

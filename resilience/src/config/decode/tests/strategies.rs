@@ -181,36 +181,54 @@ fn breaker() -> BoxedStrategy<proto::CircuitBreaker> {
 }
 
 fn bulkhead() -> BoxedStrategy<proto::Bulkhead> {
+    let names = || prop::collection::vec(text(), 0..3);
     (
-        text(),
-        text(),
+        (text(), text()),
         variant(),
         headers(),
         number(),
         number(),
         micros(),
+        (names(), names(), names()),
     )
         .prop_map(
-            |(key, name, at, headers, max_concurrent, max_queue, max_wait_us)| proto::Bulkhead {
-                key,
-                name,
-                at,
-                headers,
-                max_concurrent,
-                max_queue,
-                max_wait_us,
-                ..Default::default()
+            |((key, name), at, headers, max_concurrent, max_queue, max_wait_us, from)| {
+                proto::Bulkhead {
+                    key,
+                    name,
+                    at,
+                    headers,
+                    max_concurrent,
+                    max_queue,
+                    max_wait_us,
+                    shadow: false,
+                    from_namespaces: from.0,
+                    from_service_accounts: from.1,
+                    from_workloads: from.2,
+                }
             },
         )
         .boxed()
 }
 
 pub(super) fn policy() -> BoxedStrategy<proto::Policy> {
-    let shedding = (text(), number()).prop_map(|(key, max_concurrency)| proto::LoadShedding {
-        key,
-        max_concurrency,
-        ..Default::default()
-    });
+    let cpu = (variant(), number(), number()).prop_map(
+        |(source, threshold_percent, max_drop_percent)| proto::CpuShedding {
+            source,
+            threshold_percent,
+            max_drop_percent,
+        },
+    );
+    let pressure = number().prop_map(|some_percent| proto::PressureShedding { some_percent });
+    let shedding = (text(), number(), of(cpu), of(pressure)).prop_map(
+        |(key, max_concurrency, cpu, pressure)| proto::LoadShedding {
+            key,
+            max_concurrency,
+            shadow: false,
+            cpu,
+            pressure,
+        },
+    );
     let bulkheads = prop::collection::vec(bulkhead(), 0..3);
     (
         of(timeouts()),
