@@ -18,6 +18,7 @@ use weir_proto::v1alpha1::discovery_server::DiscoveryServer;
 use weir_proto::v1alpha1::reporting_server::ReportingServer;
 
 mod api;
+mod capture;
 pub mod events;
 mod identity;
 mod kubernetes;
@@ -38,6 +39,7 @@ pub use identity::Lifetimes;
 pub use kubernetes::Kubernetes;
 pub use push::Timing;
 
+use capture::Callers;
 use events::{Event, Events};
 use identity::{Door, Gate, Refusals};
 use leadership::{Access, Leadership, Role};
@@ -165,6 +167,7 @@ impl ControlPlane {
         let (gauges, gauges_seen) = watch::channel(Gauges::default());
         let (plans, plans_seen) = watch::channel(Arc::default());
         let ledger = Arc::new(Ledger::default());
+        let callers = Arc::new(Callers::default());
         let store = Arc::new(Store::default());
         let events = Arc::new(Events::default());
         let metrics = Arc::new(Metrics::default());
@@ -178,6 +181,7 @@ impl ControlPlane {
         let mut world = World {
             objects: objects_seen.clone(),
             catalog,
+            callers: Arc::clone(&callers),
             ledger: Arc::clone(&ledger),
             store: Arc::clone(&store),
             events: Arc::clone(&events),
@@ -208,6 +212,7 @@ impl ControlPlane {
         };
         let pusher = Pusher::new(
             catalog_seen,
+            callers,
             Arc::clone(&ledger),
             Arc::clone(&events),
             Arc::clone(&metrics),

@@ -232,7 +232,7 @@ impl Metrics {
         page.one(
             "weir_control_plane_watches_failing",
             "gauge",
-            "Watches of the API server that do not work now, of six; what is known stays in force.",
+            "Watches of the API server that do not work now, of seven; what is known stays in force.",
             get(&self.watches_failing),
         );
         page.one(

@@ -10,6 +10,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
+use crate::capture::{self, Callers};
 use crate::events::{Event, Events, Severity};
 use crate::leadership::{Leadership, Role};
 use crate::ledger::{BreakerId, Ledger, NodeView, Verdict};
@@ -42,6 +43,7 @@ const TAKEOVER_EACH: Duration = Duration::from_millis(10);
 pub(crate) struct World {
     pub(crate) objects: watch::Receiver<Option<Arc<Objects>>>,
     pub(crate) catalog: watch::Sender<Arc<Catalog>>,
+    pub(crate) callers: Arc<Callers>,
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) store: Arc<Store>,
     pub(crate) events: Arc<Events>,
@@ -169,14 +171,16 @@ impl World {
     /// Compiles, and publishes what changed.
     fn compile(&mut self, state: &mut State) {
         let objects = self.objects.borrow_and_update().clone();
-        let objects = objects.unwrap_or_else(|| Arc::clone(state.compiler.objects()));
+        let seen = Arc::clone(state.compiler.objects());
+        let objects = objects.unwrap_or_else(|| Arc::clone(&seen));
         state.look.all_policies |= objects.agents != state.compiler.objects().agents;
         let partial = objects.partial;
         let changed = state.compiler.update(&objects, Timestamp::now());
         self.metrics.compiled();
         let compiled = state.compiler.compiled();
         let before = Arc::clone(&self.catalog.borrow());
-        let catalog = encode(compiled, &changed.services, &before, partial);
+        let mut catalog = encode(compiled, &changed.services, &before, partial);
+        capture::renew(&seen, &objects, &mut catalog.nodes, &self.callers);
         let renewed = renew(&mut state.versions, compiled, &changed.services, &catalog);
         if !renewed.is_empty() {
             let services = renewed
@@ -376,7 +380,7 @@ pub(crate) fn encode<'k>(
                 let requires = outcome.requires.clone();
                 let service = Encoded::new(&outcome.config, requires);
                 let endpoints = outcome.endpoints.as_ref();
-                let endpoints = endpoints.map(|endpoints| Encoded::new(endpoints, Vec::new()));
+                let endpoints = endpoints.map(Encoded::endpoints);
                 (Some(service), endpoints)
             }
             None => (None, None),
@@ -407,6 +411,7 @@ pub(crate) fn encode<'k>(
     };
     Catalog {
         resources,
+        nodes: before.nodes.clone(),
         partial,
         removed,
     }

@@ -11,8 +11,8 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -206,6 +206,8 @@ impl Pace {
 pub(crate) struct Connection {
     peer: SocketAddr,
     stage: Arc<AtomicU8>,
+    /// The node whose agent has it, and until when that is believed.
+    agent: Arc<Mutex<Option<(String, Instant)>>>,
 }
 
 impl Connection {
@@ -217,6 +219,7 @@ impl Connection {
         Connection {
             peer,
             stage: Arc::new(AtomicU8::new(Self::SILENT)),
+            agent: Arc::default(),
         }
     }
 
@@ -232,6 +235,17 @@ impl Connection {
     /// A stream was let in.
     pub(crate) fn proven(&self) {
         self.stage.fetch_max(Self::PROVEN, Ordering::Relaxed);
+    }
+
+    /// The agent of `node` has it, as was proven.
+    pub(crate) fn is_of(&self, node: &str, until: Instant) {
+        *self.agent.lock().unwrap_or_else(PoisonError::into_inner) = Some((node.to_owned(), until));
+    }
+
+    /// Whose agent has it, if that was proven and is believed at `now`.
+    pub(crate) fn agent(&self, now: Instant) -> Option<(String, Instant)> {
+        let agent = self.agent.lock().unwrap_or_else(PoisonError::into_inner);
+        agent.clone().filter(|(_, until)| now < *until)
     }
 
     fn stage(&self) -> u8 {

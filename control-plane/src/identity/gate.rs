@@ -54,8 +54,37 @@ impl Gate {
         };
         if let Some(connection) = connection {
             connection.proven();
+            if let Peer::Agent { node, until, .. } = &peer {
+                connection.is_of(node, *until);
+            }
         }
         Ok(peer)
+    }
+
+    /// The same for a single call. On a connection on which a stream was let in
+    /// it comes from the same agent, for as long as that stream may last: or each
+    /// call would cost the API server a review.
+    pub(crate) async fn admit_call(
+        &self,
+        metadata: &MetadataMap,
+        extensions: &Extensions,
+    ) -> Result<Peer, Status> {
+        let known = match self {
+            Gate::Open => None,
+            Gate::Tokens(reviewer) => extensions.get::<Connection>().and_then(|connection| {
+                let (node, until) = connection.agent(Instant::now())?;
+                Some(Peer::Agent {
+                    node,
+                    from: connection.peer(),
+                    until,
+                    refusals: Arc::clone(&reviewer.refusals),
+                })
+            }),
+        };
+        match known {
+            Some(peer) => Ok(peer),
+            None => self.admit(metadata, extensions).await,
+        }
     }
 }
 
@@ -74,6 +103,14 @@ pub(crate) enum Peer {
 }
 
 impl Peer {
+    /// The node whose agent it is, where that was asked.
+    pub(crate) fn node(&self) -> Option<&str> {
+        match self {
+            Peer::Anyone => None,
+            Peer::Agent { node, .. } => Some(node),
+        }
+    }
+
     /// Whether it may say something in the name of `node`.
     pub(crate) fn may_speak_for(&self, node: &str) -> Result<(), Status> {
         match self {

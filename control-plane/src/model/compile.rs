@@ -83,7 +83,11 @@ pub(super) fn service(
         let ports = plan
             .ports
             .iter()
-            .map(|port| work.port(port, &merge(&place(port, consumer))))
+            .map(|port| proto::Port {
+                local_only: plan.local_only,
+                affinity_us: plan.affinity_us,
+                ..work.port(port, &merge(&place(port, consumer)))
+            })
             .collect();
         let requires = work
             .requires
@@ -95,6 +99,7 @@ pub(super) fn service(
             name: key.1.clone(),
             ports,
             consumer: consumer.unwrap_or_default().to_owned(),
+            cluster_addresses: plan.cluster_addresses.clone(),
             ..proto::ServiceConfig::default()
         };
         let endpoints = consumer.is_none().then(|| endpoints(key, plan, slices));

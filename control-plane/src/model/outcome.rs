@@ -114,7 +114,9 @@ fn without_endpoints(policy: Policy<'_>, services: &[Key], compiled: &Compiled) 
         found.filter_map(|service| service.endpoints.as_ref())
     };
     let empty = |of: &proto::Endpoints| {
-        let port = of.ports.iter().find(|port| port.endpoints.is_empty());
+        let is_ready = |endpoint: &proto::Endpoint| !endpoint.unready && !endpoint.terminating;
+        let mut ports = of.ports.iter();
+        let port = ports.find(|port| !port.endpoints.iter().any(is_ready));
         port.map(|port| port.port)
     };
     let is_wide =

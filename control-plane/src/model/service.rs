@@ -1,12 +1,12 @@
 //! What a Service and its EndpointSlices say: ports, protocols, listeners,
 //! endpoints.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Service, ServicePort};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
+use k8s_openapi::api::discovery::v1::{self as discovery, EndpointSlice};
 use weir_proto::v1alpha1 as proto;
 
 use super::targets::in_namespace;
@@ -16,6 +16,13 @@ use crate::sources::{Key, Objects};
 pub(crate) const LISTEN: &str = "weir.dev/listen";
 /// Label that names the Service of an EndpointSlice.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// What `sessionAffinity: ClientIP` lasts, unless it says so; and at most.
+const AFFINITY_SECONDS: u64 = 10_800;
+const MAX_AFFINITY_SECONDS: u64 = 86_400;
+
+/// Zones, and nodes, for which one endpoint is meant: Kubernetes gives no more.
+const MAX_HINTS: usize = 8;
 
 /// A port that agents can serve.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +48,12 @@ impl PortPlan {
 /// What a Service asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct ServicePlan {
+    /// Its own addresses.
+    pub(super) cluster_addresses: Vec<String>,
+    /// Callers get endpoints on their own node alone.
+    pub(super) local_only: bool,
+    /// For how long a caller keeps its endpoint; 0: for one connection.
+    pub(super) affinity_us: u64,
     pub(super) ports: Vec<PortPlan>,
     /// Ports whose protocol is not served yet: name and protocol.
     pub(super) unserved: Vec<(String, String)>,
@@ -64,12 +77,13 @@ impl ServicePlan {
 /// What the Service asks for, whatever others do.
 pub(super) fn plan(service: &Service) -> ServicePlan {
     let mut plan = ServicePlan::default();
-    for port in service
-        .spec
-        .as_ref()
-        .and_then(|spec| spec.ports.as_deref())
-        .unwrap_or_default()
-    {
+    let Some(spec) = &service.spec else {
+        return plan;
+    };
+    plan.cluster_addresses = cluster_addresses(spec);
+    plan.local_only = spec.internal_traffic_policy.as_deref() == Some("Local");
+    plan.affinity_us = affinity(spec);
+    for port in spec.ports.as_deref().unwrap_or_default() {
         match protocol(port) {
             Ok(protocol) => plan
                 .ports
@@ -87,6 +101,30 @@ pub(super) fn plan(service: &Service) -> ServicePlan {
     }
     listeners(service, &mut plan);
     plan
+}
+
+/// By which callers name the Service; "None" for a headless one is no address.
+fn cluster_addresses(spec: &ServiceSpec) -> Vec<String> {
+    if spec.type_.as_deref() == Some("ExternalName") {
+        return Vec::new();
+    }
+    let all = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
+    let addresses: BTreeSet<IpAddr> = all.filter_map(|address| address.parse().ok()).collect();
+    addresses.iter().map(ToString::to_string).collect()
+}
+
+/// Without a time of its own it is three hours, as the API server fills in.
+fn affinity(spec: &ServiceSpec) -> u64 {
+    if spec.session_affinity.as_deref() != Some("ClientIP") {
+        return 0;
+    }
+    let config = spec.session_affinity_config.as_ref();
+    let seconds = config
+        .and_then(|config| config.client_ip.as_ref()?.timeout_seconds)
+        .and_then(|seconds| u64::try_from(seconds).ok())
+        .filter(|seconds| (1..=MAX_AFFINITY_SECONDS).contains(seconds))
+        .unwrap_or(AFFINITY_SECONDS);
+    seconds * 1_000_000
 }
 
 /// Settles who listens where: of two that want one address, the first by name
@@ -217,7 +255,7 @@ pub(super) fn service_of(namespace: &str, slice: &EndpointSlice) -> Option<Key> 
     Some((namespace.to_owned(), name.clone()))
 }
 
-/// The ready endpoints of each served port, each address once, in order.
+/// The endpoints of each served port, each address once, in order.
 pub(super) fn endpoints(key: &Key, plan: &ServicePlan, slices: &Slices) -> proto::Endpoints {
     let ports = plan.ports.iter().map(|port| {
         let mut found: BTreeMap<SocketAddr, proto::Endpoint> = BTreeMap::new();
@@ -229,26 +267,18 @@ pub(super) fn endpoints(key: &Key, plan: &ServicePlan, slices: &Slices) -> proto
                 .find(|candidate| candidate.name.as_deref().unwrap_or_default() == port.name)
                 .and_then(|candidate| u16::try_from(candidate.port?).ok());
             let Some(number) = number else { continue };
-            for endpoint in &slice.endpoints {
-                // KEP-752: a condition that is not given counts as ready.
-                let ready = endpoint
-                    .conditions
-                    .as_ref()
-                    .and_then(|conditions| conditions.ready)
-                    .unwrap_or(true);
+            for written in &slice.endpoints {
                 // All addresses of an endpoint are one pod; the first is used.
-                let address = endpoint
-                    .addresses
-                    .first()
-                    .and_then(|address| address.parse::<IpAddr>().ok());
-                if let Some(address) = address.filter(|_| ready) {
-                    let address = SocketAddr::new(address, number);
-                    found.entry(address).or_insert_with(|| proto::Endpoint {
-                        address: address.to_string(),
-                        zone: endpoint.zone.clone().unwrap_or_default(),
-                        node: endpoint.node_name.clone().unwrap_or_default(),
-                        ..proto::Endpoint::default()
-                    });
+                let address = written.addresses.first();
+                let address = address.and_then(|address| address.parse::<IpAddr>().ok());
+                let Some(address) = address else { continue };
+                let address = SocketAddr::new(address, number);
+                let fresh = endpoint(address, written);
+                // A slice that lags behind does not take away what another gives.
+                let usable = |of: &proto::Endpoint| (!of.unready, !of.terminating);
+                match found.get(&address) {
+                    Some(there) if usable(there) >= usable(&fresh) => {}
+                    _ => drop(found.insert(address, fresh)),
                 }
             }
         }
@@ -261,6 +291,30 @@ pub(super) fn endpoints(key: &Key, plan: &ServicePlan, slices: &Slices) -> proto
         namespace: key.0.clone(),
         name: key.1.clone(),
         ports: ports.collect(),
+    }
+}
+
+fn endpoint(address: SocketAddr, written: &discovery::Endpoint) -> proto::Endpoint {
+    // KEP-1672: a condition that is not given counts as ready, one that serves is
+    // like one that is ready, and none ends.
+    let conditions = written.conditions.clone().unwrap_or_default();
+    let ready = conditions.ready.unwrap_or(true);
+    let serving = conditions.serving.unwrap_or(ready);
+    let ends = conditions.terminating.unwrap_or(false);
+    let terminating = !ready && serving && ends;
+    let hints = written.hints.as_ref();
+    let zones = hints.and_then(|hints| hints.for_zones.as_ref());
+    let nodes = hints.and_then(|hints| hints.for_nodes.as_ref());
+    let zones = zones.into_iter().flatten().map(|zone| zone.name.clone());
+    let nodes = nodes.into_iter().flatten().map(|node| node.name.clone());
+    proto::Endpoint {
+        address: address.to_string(),
+        zone: written.zone.clone().unwrap_or_default(),
+        node: written.node_name.clone().unwrap_or_default(),
+        unready: !ready && !terminating,
+        terminating,
+        for_zones: zones.take(MAX_HINTS).collect(),
+        for_nodes: nodes.take(MAX_HINTS).collect(),
     }
 }
 

@@ -16,8 +16,7 @@ use tokio::time::Instant;
 use weir_proto::v1alpha1 as proto;
 use weir_proto::v1alpha1::ResourceKind;
 
-use super::catalog::{Catalog, ResourceId};
-use crate::sources::shared::differences;
+use super::catalog::{Catalog, ResourceId, Share};
 
 /// Bytes that a response may have, unless one resource alone is larger.
 pub(super) const MAX_RESPONSE_BYTES: usize = 32 * 1024;
@@ -99,6 +98,7 @@ pub(super) struct Session {
     unanswered: Option<Unanswered>,
     last_nonce: u64,
     synced: bool,
+    share: Share,
     /// The catalog that `pending` was taken from.
     seen: Arc<Catalog>,
     /// All that the agent may lack, or hold too much: what is not in here it
@@ -111,9 +111,10 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// A stream of an agent that holds `held` from before. What it holds counts
+    /// A stream of the agent that says `hello`. What it holds from before counts
     /// as enforced: an agent names nothing else.
-    pub(super) fn new(held: &[proto::Held], endpoints_interval: Duration) -> Session {
+    pub(super) fn new(hello: &proto::Hello, endpoints_interval: Duration) -> Session {
+        let held = &hello.held;
         let enforced: HashMap<ResourceId, Arc<str>> = held
             .iter()
             .filter_map(|held| {
@@ -133,6 +134,7 @@ impl Session {
             unanswered: None,
             last_nonce: 0,
             synced: false,
+            share: Share::of(hello),
             endpoints_after: None,
             endpoints_interval,
         }
@@ -170,7 +172,7 @@ impl Session {
         let mut complete = true;
 
         let gone = self.pending.iter();
-        for id in gone.filter(|id| !catalog.resources.contains_key(*id)) {
+        for id in gone.filter(|id| self.share.get(catalog, id).is_none()) {
             let message = proto::Removed {
                 kind: id.kind.into(),
                 name: id.name.to_string(),
@@ -183,14 +185,16 @@ impl Session {
             response.removed.push(message);
             removed.insert(id.clone());
         }
-        for (id, resource) in &catalog.resources {
+        let there = self.pending.iter();
+        let there = there.filter_map(|id| Some((id, self.share.get(catalog, id)?)));
+        for (id, resource) in there {
             if !complete {
                 break;
             }
             // Where an agent knows none at all, requests would fail meanwhile.
             let may_wait =
                 id.kind == ResourceKind::Endpoints && self.holding.enforced.contains_key(id);
-            if !self.lacks(id, &resource.version) || (may_wait && !endpoints_due) {
+            if may_wait && !endpoints_due {
                 continue;
             }
             let message = resource.to_wire(id);
@@ -227,9 +231,7 @@ impl Session {
         let after = self.endpoints_after.filter(|_| !self.is_waiting())?;
         self.look(catalog);
         let waits = |id: &ResourceId| {
-            let resource = catalog.resources.get(id);
-            id.kind == ResourceKind::Endpoints
-                && resource.is_some_and(|resource| self.lacks(id, &resource.version))
+            id.kind == ResourceKind::Endpoints && self.share.get(catalog, id).is_some()
         };
         self.pending.iter().any(waits).then_some(after)
     }
@@ -239,17 +241,16 @@ impl Session {
     fn look(&mut self, catalog: &Arc<Catalog>) {
         let before = std::mem::replace(&mut self.seen, Arc::clone(catalog));
         if !Arc::ptr_eq(&before, catalog) {
-            let changed = differences(&before.resources, &catalog.resources, Arc::ptr_eq);
             self.pending
-                .extend(changed.into_iter().map(|(id, _, _)| id.clone()));
+                .extend(self.share.differences(&before, catalog));
             if before.partial != catalog.partial || before.removed != catalog.removed {
                 self.pending.extend(self.gone(catalog));
             }
         }
         let mut pending = std::mem::take(&mut self.pending);
-        pending.retain(|id| match catalog.resources.get(id) {
+        pending.retain(|id| match self.share.get(catalog, id) {
             Some(resource) => self.lacks(id, &resource.version),
-            None => self.holds(id) && catalog.is_gone(id),
+            None => self.holds(id) && self.share.is_gone(catalog, id),
         });
         self.pending = pending;
     }
@@ -318,7 +319,10 @@ impl Session {
             .enforced
             .keys()
             .chain(self.holding.refused.keys());
-        known.filter(|id| catalog.is_gone(id)).cloned().collect()
+        known
+            .filter(|id| self.share.is_gone(catalog, id))
+            .cloned()
+            .collect()
     }
 }
 

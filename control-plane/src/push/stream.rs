@@ -9,11 +9,14 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use weir_proto::v1alpha1 as proto;
+use weir_proto::v1alpha1::ResourceKind;
 use weir_proto::v1alpha1::discover_request::Message;
 use weir_proto::v1alpha1::discovery_server::Discovery;
 
+use super::resolve::{Asked, resolve};
 use super::session::{Answer, MAX_HELD, Refusal, Session};
 use super::{Catalog, ResourceId};
+use crate::capture::Callers;
 use crate::events::{Event, Events, Severity};
 use crate::identity::Peer;
 use crate::leadership::Access;
@@ -52,6 +55,8 @@ impl Default for Timing {
 #[derive(Clone)]
 pub(crate) struct Pusher {
     catalog: watch::Receiver<Arc<Catalog>>,
+    callers: Arc<Callers>,
+    asked: Arc<Asked>,
     ledger: Arc<Ledger>,
     events: Arc<Events>,
     metrics: Arc<Metrics>,
@@ -63,10 +68,15 @@ pub(crate) struct Pusher {
 
 impl Pusher {
     /// Pushes what `catalog` holds until `stop` is true, and keeps `ledger`
-    /// up to date with what agents answer. `gate` decides whose streams are
+    /// up to date with what agents answer. `access` decides whose streams are
     /// served.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "each is another part of the program, named where it is made"
+    )]
     pub(crate) fn new(
         catalog: watch::Receiver<Arc<Catalog>>,
+        callers: Arc<Callers>,
         ledger: Arc<Ledger>,
         events: Arc<Events>,
         metrics: Arc<Metrics>,
@@ -76,6 +86,8 @@ impl Pusher {
     ) -> Pusher {
         Pusher {
             catalog,
+            callers,
+            asked: Arc::default(),
             ledger,
             events,
             metrics,
@@ -108,11 +120,19 @@ impl Discovery for Pusher {
         Ok(Response::new(ReceiverStream::new(responses)))
     }
 
+    /// Every replica knows who has an address, whoever leads.
     async fn resolve(
         &self,
-        _: Request<proto::ResolveRequest>,
+        request: Request<proto::ResolveRequest>,
     ) -> Result<Response<proto::ResolveResponse>, Status> {
-        Err(Status::unimplemented("callers are not known here"))
+        let gate = &self.access.gate;
+        let peer = gate
+            .admit_call(request.metadata(), request.extensions())
+            .await?;
+        if let Some(node) = peer.node() {
+            self.asked.admit(node, Instant::now())?;
+        }
+        Ok(Response::new(resolve(&self.callers, request.get_ref())?))
     }
 }
 
@@ -127,7 +147,7 @@ impl Pusher {
     ) -> Result<(), Status> {
         let hello = self.hello(&mut requests).await?;
         peer.may_speak_for(&hello.node)?;
-        let mut session = Session::new(&hello.held, self.timing.endpoints);
+        let mut session = Session::new(&hello, self.timing.endpoints);
         let presence = self.ledger.connect(&hello.node, session.holding())?;
         tracing::info!(
             node = hello.node,
@@ -258,7 +278,9 @@ impl Pusher {
                         message = refusal.message,
                         "an agent refuses a resource"
                     );
-                    self.events.push(rejected(presence.node(), id, refusal));
+                    if matches!(id.kind, ResourceKind::Service | ResourceKind::Endpoints) {
+                        self.events.push(rejected(presence.node(), id, refusal));
+                    }
                 }
                 if taken.synced {
                     *turn = None;

@@ -13,9 +13,11 @@ use weir_crds::v1alpha1::{CircuitBreakerObject, ResiliencePolicy};
 pub mod files;
 pub(crate) mod kubernetes;
 pub mod manifest;
+pub mod pods;
 pub(crate) mod shared;
 
 use manifest::{ObjectId, Typed};
+use pods::{Node, Pods};
 pub use shared::Shared;
 
 /// Namespace and name of an object whose kind is clear.
@@ -68,6 +70,10 @@ pub struct Objects {
     pub slices: Shared<Key, Sourced<Arc<EndpointSlice>>>,
     /// The namespaces that are known, with their labels.
     pub namespaces: Shared<String, Arc<Labels>>,
+    /// The Pods, by their nodes; none from files.
+    pub pods: Pods,
+    /// The nodes; none from files.
+    pub nodes: Shared<Arc<str>, Arc<Node>>,
     /// The namespace that Weir itself is in: policies for the whole mesh are
     /// written there.
     pub own_namespace: String,
@@ -91,6 +97,8 @@ impl Default for Objects {
             services: Shared::default(),
             slices: Shared::default(),
             namespaces: Shared::default(),
+            pods: Shared::default(),
+            nodes: Shared::default(),
             own_namespace: OWN_NAMESPACE.to_owned(),
             agents: None,
             refused: Shared::default(),

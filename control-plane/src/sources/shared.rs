@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 /// A map of which a clone costs nothing until one of the two is changed; only
 /// then is it copied, with references to the same values.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shared<K, V>(Arc<BTreeMap<K, V>>);
 
 impl<K, V> Default for Shared<K, V> {
@@ -48,6 +48,11 @@ impl<K: Clone, V: Clone> IntoIterator for Shared<K, V> {
 }
 
 impl<K: Ord, V> Shared<K, V> {
+    /// Whether both are one map, neither of them changed since.
+    pub(crate) fn is(&self, other: &Shared<K, V>) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// The entries in which `self` and `new` differ, in order, as each has them.
     /// Costs nothing where the two are one, and else a walk through both.
     pub(crate) fn differences<'m>(

@@ -24,6 +24,8 @@ const EVERYWHERE: &[(&str, &str)] = &[
     ("services", "get list watch"),
     ("endpointslices.discovery.k8s.io", "get list watch"),
     ("namespaces", "get list watch"),
+    ("pods", "list watch"),
+    ("nodes", "list watch"),
     ("tokenreviews.authentication.k8s.io", "create"),
     (
         "customresourcedefinitions.apiextensions.k8s.io circuitbreakers.weir.dev",
@@ -45,7 +47,6 @@ const AT_HOME: &[(&str, &str)] = &[
         "leases.coordination.k8s.io weir-control-plane",
         "get update",
     ),
-    ("pods", "list watch"),
     ("secrets weir-ca", "get update"),
     ("configmaps weir-ca", "get update"),
 ];

@@ -33,8 +33,14 @@ pub(super) fn service(service: &ServiceOutcome) -> (String, Value) {
             value["endpoints"] = endpoints
                 .iter()
                 .flat_map(|of| &of.endpoints)
-                .map(|endpoint| endpoint.address.as_str())
+                .map(endpoint_line)
                 .collect();
+        }
+        if port.local_only {
+            value["localOnly"] = true.into();
+        }
+        if port.affinity_us > 0 {
+            value["affinity"] = span(port.affinity_us).into();
         }
         value["policy"] = port.policy.as_ref().map(policy_sections).into();
         if !port.name.is_empty() {
@@ -49,6 +55,9 @@ pub(super) fn service(service: &ServiceOutcome) -> (String, Value) {
         ports.insert(port.number.to_string(), value);
     }
     let mut value = json!({ "requires": service.requires, "ports": ports });
+    if !config.cluster_addresses.is_empty() {
+        value["clusterAddresses"] = config.cluster_addresses.clone().into();
+    }
     if let Some(refused) = &service.refused {
         value["refused"] = refused.clone().into();
     }
@@ -57,6 +66,25 @@ pub(super) fn service(service: &ServiceOutcome) -> (String, Value) {
         "" => (name, value),
         consumer => (format!("{name}@{consumer}"), value),
     }
+}
+
+fn endpoint_line(endpoint: &proto::Endpoint) -> String {
+    let mut line = endpoint.address.clone();
+    for (word, holds) in [
+        (" unready", endpoint.unready),
+        (" terminating", endpoint.terminating),
+    ] {
+        line.push_str(if holds { word } else { "" });
+    }
+    for (what, names) in [
+        ("zones", &endpoint.for_zones),
+        ("nodes", &endpoint.for_nodes),
+    ] {
+        if !names.is_empty() {
+            line.push_str(&format!(" for {what} {}", names.join(" ")));
+        }
+    }
+    line
 }
 
 fn route(route: &proto::Route) -> Value {

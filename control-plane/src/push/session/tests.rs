@@ -47,6 +47,13 @@ fn catalog(resources: impl IntoIterator<Item = (ResourceId, Arc<Encoded>)>) -> A
     })
 }
 
+fn holding(held: impl IntoIterator<Item = proto::Held>) -> proto::Hello {
+    proto::Hello {
+        held: held.into_iter().collect(),
+        ..proto::Hello::default()
+    }
+}
+
 fn ack(nonce: u64) -> proto::Ack {
     proto::Ack {
         nonce,
@@ -64,7 +71,7 @@ fn names(response: &proto::DiscoverResponse) -> Vec<&str> {
 
 /// A new agent that was sent, and enforces, all of `catalog`.
 fn synced(catalog: &Arc<Catalog>, now: Instant) -> Session {
-    let mut session = Session::new(&[], SECOND);
+    let mut session = Session::new(&proto::Hello::default(), SECOND);
     while let Some(response) = session.next(catalog, now) {
         session.answer(&ack(response.nonce));
     }
@@ -80,7 +87,7 @@ fn a_new_agent_gets_everything_and_is_told_that_it_is_synced() {
         service("b", 1),
         endpoints("a", "10.0.0.1:80"),
     ]);
-    let mut session = Session::new(&[], SECOND);
+    let mut session = Session::new(&proto::Hello::default(), SECOND);
     let first = session.next(&catalog, now).unwrap();
     assert_eq!((first.nonce, first.synced), (1, true));
     assert_eq!(names(&first), ["shop/a", "shop/a", "shop/b"]);
@@ -102,7 +109,7 @@ fn an_agent_that_holds_everything_is_only_told_that_it_is_synced() {
         version: resource.version.to_string(),
     };
     let catalog = catalog([(id, resource)]);
-    let mut session = Session::new(&[held], SECOND);
+    let mut session = Session::new(&holding([held]), SECOND);
     let response = session.next(&catalog, now).unwrap();
     assert!(response.synced && response.resources.is_empty() && response.removed.is_empty());
 }
@@ -114,7 +121,7 @@ fn what_went_while_the_agent_was_away_is_removed() {
         name: "shop/old".into(),
         version: "1".into(),
     };
-    let mut session = Session::new(&[held], SECOND);
+    let mut session = Session::new(&holding([held]), SECOND);
     let response = session.next(&Arc::default(), Instant::now()).unwrap();
     assert_eq!(response.removed[0].name, "shop/old");
     session.answer(&ack(1));
@@ -141,7 +148,7 @@ fn changes_merge_while_an_answer_is_awaited() {
 fn an_answer_to_another_nonce_changes_nothing() {
     let now = Instant::now();
     let all = catalog([service("a", 1)]);
-    let mut session = Session::new(&[], SECOND);
+    let mut session = Session::new(&proto::Hello::default(), SECOND);
     session.next(&all, now).unwrap();
     assert_eq!(session.answer(&ack(7)), Answer::Stale);
     assert!(session.is_waiting() && session.holding().enforced.is_empty());
@@ -154,7 +161,7 @@ fn a_refused_resource_is_kept_back_until_it_changes() {
     let now = Instant::now();
     let (id, resource) = service("a", 1);
     let first = catalog([(id.clone(), resource), service("b", 1)]);
-    let mut session = Session::new(&[], SECOND);
+    let mut session = Session::new(&proto::Hello::default(), SECOND);
     session.next(&first, now).unwrap();
     let rejection = proto::Rejection {
         kind: id.kind.into(),
@@ -181,7 +188,9 @@ fn a_resource_is_encoded_once_however_many_agents_get_it() {
     let now = Instant::now();
     let all = catalog([service("a", 1), endpoints("a", "10.0.0.1:80")]);
     let bodies = || {
-        let response = Session::new(&[], SECOND).next(&all, now).unwrap();
+        let response = Session::new(&proto::Hello::default(), SECOND)
+            .next(&all, now)
+            .unwrap();
         let bodies = response
             .resources
             .iter()
@@ -225,7 +234,7 @@ fn the_first_endpoints_of_a_new_service_do_not_wait() {
 fn a_large_synchronisation_is_split_and_only_its_last_part_completes_it() {
     let now = Instant::now();
     let all = catalog((0..2_000).map(|n| service(&format!("service-{n:040}"), 1)));
-    let mut session = Session::new(&[], SECOND);
+    let mut session = Session::new(&proto::Hello::default(), SECOND);
     let mut parts = Vec::new();
     while let Some(response) = session.next(&all, now) {
         assert!(
@@ -255,7 +264,7 @@ fn while_a_manifest_cannot_be_read_only_what_is_known_to_be_gone_is_removed() {
         removed,
         ..Catalog::default()
     });
-    let mut session = Session::new(&held, SECOND);
+    let mut session = Session::new(&holding(held), SECOND);
     let response = session.next(&partial, Instant::now()).unwrap();
     let names: Vec<_> = response
         .removed
@@ -273,7 +282,7 @@ fn whatever_changes_meanwhile_an_agent_ends_with_what_is_there() {
     for seed in 0..50 {
         let mut rng = fastrand::Rng::with_seed(seed);
         let mut now = Instant::now();
-        let mut session = Session::new(&[], SECOND);
+        let mut session = Session::new(&proto::Hello::default(), SECOND);
         let mut latest = Catalog::default();
         let mut unanswered = None;
         for step in 0..120 {
@@ -319,5 +328,150 @@ fn whatever_changes_meanwhile_an_agent_ends_with_what_is_there() {
             .map(|(id, resource)| (id.clone(), Arc::clone(&resource.version)))
             .collect();
         assert_eq!(session.holding().enforced, there, "seed {seed}");
+    }
+}
+
+/// The catalog in which node `one` has these Pods.
+fn with_pods(before: &Catalog, pods: &[(&str, u8)]) -> Arc<Catalog> {
+    let mut catalog = before.clone();
+    let pods = pods.iter().map(|(name, version)| {
+        let body = proto::Pod {
+            name: (*name).to_owned(),
+            uid: version.to_string(),
+            ..proto::Pod::default()
+        };
+        let id = ResourceId {
+            name: (*name).into(),
+            kind: ResourceKind::Pod,
+        };
+        (id, Arc::new(Encoded::new(&body, Vec::new())))
+    });
+    let mut of_node = crate::sources::Shared::default();
+    of_node.extend(pods);
+    catalog.nodes.insert("one".into(), of_node);
+    Arc::new(catalog)
+}
+
+fn hello(node: &str, features: &[&str]) -> proto::Hello {
+    proto::Hello {
+        node: node.to_owned(),
+        features: features.iter().map(ToString::to_string).collect(),
+        ..proto::Hello::default()
+    }
+}
+
+#[test]
+fn an_agent_that_captures_gets_the_pods_of_its_own_node_and_no_other_does() {
+    let now = Instant::now();
+    let all = with_pods(&catalog([service("a", 1)]), &[("shop/x", 1), ("shop/y", 1)]);
+    for (node, features, expected) in [
+        (
+            "one",
+            ["capture"].as_slice(),
+            vec!["shop/a", "shop/x", "shop/y"],
+        ),
+        ("two", &["capture"], vec!["shop/a"]),
+        ("one", &[], vec!["shop/a"]),
+    ] {
+        let mut session = Session::new(&hello(node, features), SECOND);
+        let response = session.next(&all, now).unwrap();
+        assert!(response.synced);
+        assert_eq!(names(&response), expected, "{node} {features:?}");
+    }
+}
+
+#[test]
+fn a_pod_that_comes_changes_or_goes_is_told_at_once() {
+    let now = Instant::now();
+    let mut session = Session::new(&hello("one", &["capture"]), SECOND);
+    let empty = Catalog::default();
+    let mut step = |pods: &[(&str, u8)]| {
+        let response = session.next(&with_pods(&empty, pods), now).unwrap();
+        session.answer(&ack(response.nonce));
+        let sent: Vec<String> = names(&response).into_iter().map(str::to_owned).collect();
+        let removed = response.removed.into_iter().map(|removed| removed.name);
+        (sent, removed.collect::<Vec<_>>())
+    };
+    let one = |name: &str| vec![name.to_owned()];
+    assert_eq!(step(&[("shop/x", 1)]), (one("shop/x"), vec![]));
+    assert_eq!(
+        step(&[("shop/x", 1), ("shop/y", 1)]),
+        (one("shop/y"), vec![])
+    );
+    assert_eq!(
+        step(&[("shop/x", 2), ("shop/y", 1)]),
+        (one("shop/x"), vec![])
+    );
+    assert_eq!(step(&[("shop/x", 2)]), (vec![], one("shop/y")));
+    assert_eq!(
+        session.next(&with_pods(&empty, &[("shop/x", 2)]), now),
+        None
+    );
+}
+
+#[test]
+fn an_agent_that_captures_no_more_is_told_to_drop_its_pods() {
+    let held = proto::Held {
+        kind: ResourceKind::Pod.into(),
+        name: "shop/x".into(),
+        version: "1".into(),
+    };
+    let all = with_pods(&Catalog::default(), &[("shop/x", 1)]);
+    let mut session = Session::new(&holding([held]), SECOND);
+    let response = session.next(&all, Instant::now()).unwrap();
+    assert_eq!(response.removed[0].kind(), ResourceKind::Pod);
+}
+
+#[test]
+fn an_agent_that_knows_only_ready_endpoints_gets_these_alone() {
+    let now = Instant::now();
+    let endpoint = |address: &str| proto::Endpoint {
+        address: address.into(),
+        ..proto::Endpoint::default()
+    };
+    let all = |unready: bool, terminating: bool| {
+        let mut second = endpoint("10.0.0.2:80");
+        (second.unready, second.terminating) = (unready, terminating);
+        let body = proto::Endpoints {
+            namespace: "shop".into(),
+            name: "a".into(),
+            ports: vec![proto::PortEndpoints {
+                port: 80,
+                endpoints: vec![endpoint("10.0.0.1:80"), second],
+            }],
+        };
+        let encoded = Arc::new(Encoded::endpoints(&body));
+        catalog([(ResourceId::endpoints("shop", "a"), encoded)])
+    };
+    let addresses = |features: &[&str], catalog: &Arc<Catalog>| {
+        let mut session = Session::new(&hello("one", features), SECOND);
+        let mut response = session.next(catalog, now).unwrap();
+        session.answer(&ack(response.nonce));
+        assert_eq!(session.next(catalog, now), None);
+        let body = response.resources.remove(0).body;
+        proto::Endpoints::decode(body).unwrap().ports[0]
+            .endpoints
+            .len()
+    };
+    for (unready, terminating, older) in [(true, false, 1), (false, true, 1), (false, false, 2)] {
+        let catalog = all(unready, terminating);
+        assert_eq!(addresses(&["endpointConditions"], &catalog), 2);
+        assert_eq!(addresses(&[], &catalog), older);
+    }
+    // One that becomes unready leaves the older agent's list, and nothing else
+    // that happens to it is news there.
+    let mut session = Session::new(&hello("one", &[]), SECOND);
+    for (catalog, is_news) in [
+        (all(false, false), true),
+        (all(true, false), true),
+        (all(false, true), false),
+    ] {
+        let later = now + SECOND * 5;
+        session.endpoints_after = None;
+        let response = session.next(&catalog, later);
+        assert_eq!(response.is_some(), is_news);
+        if let Some(response) = response {
+            session.answer(&ack(response.nonce));
+        }
     }
 }

@@ -1,11 +1,11 @@
 //! What the API server said last, as [`Objects`]: synchronous, infallible,
 //! without I/O. Watches feed it; a test needs no server.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
+use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::{DynamicObject, PartialObjectMeta};
@@ -16,8 +16,10 @@ use weir_crds::v1alpha1::{
 };
 
 use super::observed::{Observed, live};
+use super::pods;
 use crate::model::refusals;
 use crate::sources::manifest::{Kind as OwnKind, ObjectId};
+use crate::sources::pods::{Pod, PodName};
 use crate::sources::{Key, Objects, Refused, Shared, Sourced};
 use crate::store::Collection;
 
@@ -39,19 +41,23 @@ pub(crate) enum Kind {
     Slices,
     /// Namespaces, their metadata.
     Namespaces,
-    /// Weir's own agents: their Pods say which nodes have one.
-    Agents,
+    /// Pods, what is needed of them. Weir's own agents are among them: they say
+    /// which nodes have one.
+    Pods,
+    /// Nodes, what is needed of them.
+    Nodes,
 }
 
 impl Kind {
     /// All of them.
-    pub(crate) const ALL: [Kind; 6] = [
+    pub(crate) const ALL: [Kind; 7] = [
         Kind::Policies,
         Kind::Breakers,
         Kind::Services,
         Kind::Slices,
         Kind::Namespaces,
-        Kind::Agents,
+        Kind::Pods,
+        Kind::Nodes,
     ];
 
     /// As `kubectl api-resources` names it.
@@ -62,7 +68,8 @@ impl Kind {
             Kind::Services => "services",
             Kind::Slices => "endpointslices",
             Kind::Namespaces => "namespaces",
-            Kind::Agents => "pods",
+            Kind::Pods => "pods",
+            Kind::Nodes => "nodes",
         }
     }
 }
@@ -76,7 +83,8 @@ pub(crate) enum Object {
     Service(Box<Service>),
     Slice(Box<EndpointSlice>),
     Namespace(Box<PartialObjectMeta<Namespace>>),
-    Agent(Box<Pod>),
+    Pod(Box<pods::Written>),
+    Node(Box<DynamicObject>),
 }
 
 impl Object {
@@ -87,17 +95,20 @@ impl Object {
             Object::Service(_) => Kind::Services,
             Object::Slice(_) => Kind::Slices,
             Object::Namespace(_) => Kind::Namespaces,
-            Object::Agent(_) => Kind::Agents,
+            Object::Pod(_) => Kind::Pods,
+            Object::Node(_) => Kind::Nodes,
         }
     }
 
     fn metadata(&self) -> &ObjectMeta {
         match self {
-            Object::Policy(object) | Object::Breaker(object) => &object.metadata,
+            Object::Policy(object) | Object::Breaker(object) | Object::Node(object) => {
+                &object.metadata
+            }
             Object::Service(object) => &object.metadata,
             Object::Slice(object) => &object.metadata,
             Object::Namespace(object) => &object.metadata,
-            Object::Agent(object) => &object.metadata,
+            Object::Pod(object) => &object.metadata,
         }
     }
 
@@ -132,6 +143,8 @@ pub(crate) struct Index {
     observed: Arc<Observed>,
     /// Node of each agent's Pod.
     agents: BTreeMap<Key, String>,
+    /// Node of each Pod that is in `objects`.
+    places: HashMap<PodName, Arc<str>>,
     /// What the list under way has named so far.
     lists: BTreeMap<Kind, BTreeSet<Key>>,
     /// Kinds of which a whole list was seen.
@@ -150,6 +163,7 @@ impl Index {
             objects,
             observed,
             agents: BTreeMap::new(),
+            places: HashMap::new(),
             lists: BTreeMap::new(),
             synced: BTreeSet::new(),
         }
@@ -217,7 +231,19 @@ impl Index {
                 let names = self.objects.namespaces.keys();
                 names.map(|name| (String::new(), name.clone())).collect()
             }
-            Kind::Agents => self.agents.keys().cloned().collect(),
+            Kind::Pods => {
+                let names = self.places.keys();
+                let names = names.filter_map(|name| name.split_once('/'));
+                names
+                    .map(|(namespace, name)| (namespace.to_owned(), name.to_owned()))
+                    .collect()
+            }
+            Kind::Nodes => {
+                let names = self.objects.nodes.keys();
+                names
+                    .map(|name| (String::new(), name.to_string()))
+                    .collect()
+            }
         }
     }
 
@@ -237,10 +263,11 @@ impl Index {
             Kind::Services => remove(&mut objects.services, key),
             Kind::Slices => remove(&mut objects.slices, key),
             Kind::Namespaces => remove(&mut objects.namespaces, &key.1),
-            Kind::Agents => {
-                self.agents.remove(key);
-                self.count_agents()
+            Kind::Pods => {
+                let counted = self.take_agent(key, None);
+                self.take_pod(key, None) || counted
             }
+            Kind::Nodes => remove(&mut objects.nodes, &Arc::from(&*key.1)),
         }
     }
 
@@ -297,24 +324,73 @@ impl Index {
                 }
                 changed
             }
-            Object::Agent(pod) => {
-                let phase = pod
-                    .status
-                    .as_ref()
-                    .and_then(|status| status.phase.as_deref());
-                let ended = pod.metadata.deletion_timestamp.is_some()
-                    || matches!(phase, Some("Succeeded" | "Failed"));
-                let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
-                match node.filter(|_| !ended) {
-                    Some(node) => self.agents.insert(key, node),
-                    None => self.agents.remove(&key),
-                };
-                self.count_agents()
+            Object::Pod(written) => {
+                let node = pods::agents_node(&written, &self.objects.own_namespace);
+                let counted = self.take_agent(&key, node);
+                self.take_pod(&key, pods::pod(&written)) || counted
+            }
+            Object::Node(written) => {
+                let node = pods::node(&written);
+                let name: Arc<str> = key.1.into();
+                let changed = self.objects.nodes.get(&name).map(|old| &**old) != Some(&node);
+                if changed {
+                    self.objects.nodes.insert(name, Arc::new(node));
+                }
+                changed
             }
         }
     }
 
-    fn count_agents(&mut self) -> bool {
+    /// The Pod is on this node and is like this, or is nowhere any more.
+    fn take_pod(&mut self, (namespace, name): &Key, pod: Option<(&str, Pod)>) -> bool {
+        let name: PodName = format!("{namespace}/{name}").into();
+        let before = self.places.get_key_value(&name);
+        let before = before.map(|(name, node)| (Arc::clone(name), Arc::clone(node)));
+        let pods = &mut self.objects.pods;
+        let mut changed = false;
+        if let Some((name, node)) = &before
+            && pod.as_ref().is_none_or(|(new, _)| **new != **node)
+        {
+            // One that was made again elsewhere.
+            self.places.remove(name);
+            if let Some(of_node) = pods.get_mut(node) {
+                of_node.remove(name);
+                if of_node.is_empty() {
+                    pods.remove(node);
+                }
+            }
+            changed = true;
+        }
+        let Some((node, pod)) = pod else {
+            return changed;
+        };
+        let of_node = pods.get(node);
+        let same = of_node
+            .and_then(|of_node| of_node.get(&name))
+            .is_some_and(|old| **old == pod);
+        if same {
+            return changed;
+        }
+        let node = match pods.get_key_value(node) {
+            Some((node, _)) => Arc::clone(node),
+            None => node.into(),
+        };
+        let name = before.map_or(name, |(name, _)| name);
+        let of_node = pods.entry(Arc::clone(&node)).or_default();
+        of_node.insert(Arc::clone(&name), Arc::new(pod));
+        self.places.insert(name, node);
+        true
+    }
+
+    /// The Pod is an agent of this node, or none.
+    fn take_agent(&mut self, key: &Key, node: Option<&str>) -> bool {
+        if self.agents.get(key).map(String::as_str) == node {
+            return false;
+        }
+        match node {
+            Some(node) => self.agents.insert(key.clone(), node.to_owned()),
+            None => self.agents.remove(key),
+        };
         let nodes = Some(self.agents.values().cloned().collect());
         let changed = self.objects.agents != nodes;
         self.objects.agents = nodes;

@@ -28,9 +28,10 @@ fn service(name: &str) -> Object {
 }
 
 fn agent(name: &str, node: Option<&str>, phase: &str) -> Object {
-    let pod = json!({"metadata": {"name": name, "namespace": "weir-system"},
+    let labels = json!({"app.kubernetes.io/name": "weir", "app.kubernetes.io/component": "agent"});
+    let pod = json!({"metadata": {"name": name, "namespace": "weir-system", "labels": labels},
         "spec": {"containers": [], "nodeName": node}, "status": {"phase": phase}});
-    Object::Agent(Box::new(serde_json::from_value(pod).unwrap()))
+    Object::Pod(Box::new(serde_json::from_value(pod).unwrap()))
 }
 
 fn key() -> Key {

@@ -4,11 +4,12 @@
 //! [`watches`] keeps one watch for each kind alive through everything that a
 //! server may do: restarts, expired versions, refusals, silence. [`index`] is
 //! synchronous and knows no server. [`crds`] waits for Weir's own kinds.
-//! [`observed`] keeps what the server holds of what Weir writes.
+//! [`pods`] says what is kept of Pods and Nodes. [`observed`] keeps what the server holds of what Weir writes.
 
 mod crds;
 mod index;
 mod observed;
+mod pods;
 mod watches;
 
 pub(crate) use observed::{Live, MANAGER, Observed, Place, live};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::{BoxStream, SelectAll, StreamExt};
-use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Client;
 use kube::api::{Api, ApiResource, DynamicObject};
@@ -20,14 +20,13 @@ use weir_crds::v1alpha1::{CircuitBreakerObject, ResiliencePolicy};
 use super::crds;
 use super::index::{Change, Index, Kind, Object};
 use super::observed::Observed;
+use super::pods::Written;
 use crate::kubernetes::say;
 use crate::metrics::Metrics;
 use crate::readiness::Readiness;
 use crate::sources::Objects;
 use crate::stop::stopped;
 
-/// Pods of Weir's own agents, in its own namespace.
-const AGENTS: &str = "app.kubernetes.io/name=weir,app.kubernetes.io/component=agent";
 /// A watch is asked for anew after so many seconds, so that a connection on
 /// which nothing comes any more is noticed.
 const WATCH_SECONDS: u32 = 60;
@@ -90,7 +89,7 @@ pub(crate) async fn run(
             metrics,
         };
         watching.tell_missing();
-        watching.run(watches(&client, &own_namespace)).await;
+        watching.run(watches(&client)).await;
     };
     tokio::select! {
         () = stopped(&mut stop) => {}
@@ -98,15 +97,16 @@ pub(crate) async fn run(
     }
 }
 
-fn watches(client: &Client, own_namespace: &str) -> SelectAll<BoxStream<'static, Word>> {
+fn watches(client: &Client) -> SelectAll<BoxStream<'static, Word>> {
     let all = || Config::default().timeout(WATCH_SECONDS);
-    let ours = |resource: ApiResource| Api::<DynamicObject>::all_with(client.clone(), &resource);
-    let policies = ours(ApiResource::erase::<ResiliencePolicy>(&()));
-    let breakers = ours(ApiResource::erase::<CircuitBreakerObject>(&()));
+    let dynamic = |resource: ApiResource| Api::<DynamicObject>::all_with(client.clone(), &resource);
+    let policies = dynamic(ApiResource::erase::<ResiliencePolicy>(&()));
+    let breakers = dynamic(ApiResource::erase::<CircuitBreakerObject>(&()));
     let services: Api<Service> = Api::all(client.clone());
     let slices: Api<EndpointSlice> = Api::all(client.clone());
     let namespaces: Api<PartialObjectMeta<Namespace>> = Api::all(client.clone());
-    let agents: Api<Pod> = Api::namespaced(client.clone(), own_namespace);
+    let pods: Api<Written> = Api::all_with(client.clone(), &ApiResource::erase::<Pod>(&()));
+    let nodes = dynamic(ApiResource::erase::<Node>(&()));
     let mut watches = SelectAll::new();
     watches.push(words(Kind::Policies, watcher(policies, all()), |object| {
         Object::Policy(Box::new(object))
@@ -125,11 +125,12 @@ fn watches(client: &Client, own_namespace: &str) -> SelectAll<BoxStream<'static,
         watcher(namespaces, all()),
         |object| Object::Namespace(Box::new(object)),
     ));
-    watches.push(words(
-        Kind::Agents,
-        watcher(agents, all().labels(AGENTS)),
-        |object| Object::Agent(Box::new(object)),
-    ));
+    watches.push(words(Kind::Pods, watcher(pods, all()), |object| {
+        Object::Pod(Box::new(object))
+    }));
+    watches.push(words(Kind::Nodes, watcher(nodes, all()), |object| {
+        Object::Node(Box::new(object))
+    }));
     watches
 }
 
