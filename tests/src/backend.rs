@@ -31,6 +31,8 @@ type Handler = Arc<dyn Fn(Seen) -> Pin<Box<dyn Future<Output = Reply> + Send>> +
 pub struct Seen {
     /// Counts up from 1.
     pub number: u64,
+    /// Who sent it, as the socket says.
+    pub peer: SocketAddr,
     /// The method.
     pub method: String,
     /// Path and query.
@@ -158,6 +160,29 @@ impl Backend {
         A: Future<Output = Reply> + Send + 'static,
     {
         let listener = TcpListener::bind(address).await.expect("a free port");
+        Backend::serve(listener, handler)
+    }
+
+    /// The same at a socket that listens already, such as one in a pod.
+    #[allow(clippy::expect_used)] // as above
+    pub fn at<F, A>(listener: std::net::TcpListener, handler: F) -> Backend
+    where
+        F: Fn(Seen) -> A + Send + Sync + 'static,
+        A: Future<Output = Reply> + Send + 'static,
+    {
+        listener
+            .set_nonblocking(true)
+            .expect("any socket can be told so");
+        let listener = TcpListener::from_std(listener).expect("a runtime with I/O");
+        Backend::serve(listener, handler)
+    }
+
+    #[allow(clippy::expect_used)] // as above
+    fn serve<F, A>(listener: TcpListener, handler: F) -> Backend
+    where
+        F: Fn(Seen) -> A + Send + Sync + 'static,
+        A: Future<Output = Reply> + Send + 'static,
+    {
         let address = listener
             .local_addr()
             .expect("a bound listener has an address");
@@ -257,20 +282,20 @@ where
 async fn accept(listener: TcpListener, state: Arc<State>) {
     let mut connections = JoinSet::new();
     loop {
-        let Ok((io, _)) = listener.accept().await else {
+        let Ok((io, peer)) = listener.accept().await else {
             continue;
         };
         state.connections.fetch_add(1, SeqCst);
-        connections.spawn(serve(io, state.clone()));
+        connections.spawn(serve(io, peer, state.clone()));
         while connections.try_join_next().is_some() {}
     }
 }
 
-async fn serve(io: tokio::net::TcpStream, state: Arc<State>) {
+async fn serve(io: tokio::net::TcpStream, peer: SocketAddr, state: Arc<State>) {
     let _ = io.set_nodelay(true);
     let mut first = [0; 3];
     let h2 = matches!(io.peek(&mut first).await, Ok(3)) && &first == b"PRI";
-    let service = service_fn(move |request| answer(request, state.clone()));
+    let service = service_fn(move |request| answer(request, peer, state.clone()));
     // How a connection ends is the caller's business.
     let _ = if h2 {
         hyper::server::conn::http2::Builder::new(TokioExecutor::new())
@@ -284,7 +309,11 @@ async fn serve(io: tokio::net::TcpStream, state: Arc<State>) {
     };
 }
 
-async fn answer(request: Request<Incoming>, state: Arc<State>) -> Result<Response<Body>, Aborted> {
+async fn answer(
+    request: Request<Incoming>,
+    peer: SocketAddr,
+    state: Arc<State>,
+) -> Result<Response<Body>, Aborted> {
     let number = state.requests.fetch_add(1, SeqCst) + 1;
     let noticed = Noticed {
         state: state.clone(),
@@ -296,6 +325,7 @@ async fn answer(request: Request<Incoming>, state: Arc<State>) -> Result<Respons
     };
     let seen = Seen {
         number,
+        peer,
         method: parts.method.to_string(),
         target: parts
             .uri

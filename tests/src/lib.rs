@@ -2,7 +2,7 @@
 //! directory ([`House`]), destinations that do what a test tells them
 //! ([`Backend`]), callers ([`call`]), the programs of others
 //! ([`programs`]), a real Kubernetes API server ([`kubernetes`]), a network of a
-//! test's own ([`netns`]), and the wire by hand ([`wire`]).
+//! test's own ([`netns`]), nodes with pods out of network namespaces ([`pods`]), and the wire by hand ([`wire`]).
 //!
 //! A test writes manifests as a person would and looks at what callers get and
 //! at what the control plane shows. It waits for conditions, each with a bound,
@@ -15,6 +15,7 @@ pub mod call;
 mod house;
 pub mod kubernetes;
 pub mod netns;
+pub mod pods;
 pub mod programs;
 mod wait;
 pub mod wire;

@@ -49,6 +49,9 @@ impl Tool {
 }
 
 pub(crate) static CURL: Tool = Tool::apt("curl", Some("WEIR_CURL"), "curl");
+pub(crate) static IP: Tool = Tool::apt("ip", None, "iproute2");
+pub(crate) static NFT: Tool = Tool::apt("nft", None, "nftables");
+pub(crate) static IPTABLES: Tool = Tool::apt("iptables", None, "iptables");
 pub(crate) static WRK: Tool = Tool::apt("wrk", Some("WEIR_WRK"), "wrk");
 pub(crate) static H2LOAD: Tool = Tool::apt("h2load", Some("WEIR_H2LOAD"), "nghttp2-client");
 pub(crate) static NGINX: Tool = Tool::apt("nginx", None, "nginx-light");
@@ -76,6 +79,9 @@ pub(crate) static FOR_CLUSTERS: &[&Tool] = &[
 /// What `cargo test` alone has use for.
 pub(crate) static FOR_TESTS: &[&Tool] = &[
     &CURL,
+    &IP,
+    &NFT,
+    &IPTABLES,
     &WRK,
     &H2LOAD,
     &PYTHON,

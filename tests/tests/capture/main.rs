@@ -1,0 +1,6 @@
+//! Connections of pods, in clusters made of network namespaces.
+//!
+//! [`plain`] is how they are without Weir: what it must leave as it was.
+
+mod plain;
+mod shop;
