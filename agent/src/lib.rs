@@ -15,7 +15,7 @@ mod admin;
 mod answer;
 mod app;
 mod buffer;
-mod capture;
+pub mod capture;
 mod clock;
 mod configuration;
 mod connection;

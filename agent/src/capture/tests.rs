@@ -1,0 +1,9 @@
+//! Capture as a whole, in network namespaces that the tests make.
+
+mod connections;
+mod failing;
+mod finding;
+mod ground;
+mod inbound;
+mod outbound;
+mod rules;
