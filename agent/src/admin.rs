@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use axum::Router;
 use axum::extract::State;
@@ -131,12 +131,13 @@ impl Admin {
             .registry
             .ports()
             .into_iter()
-            .map(|(id, port, m)| (id, port, m.totals()))
+            .map(|(name, m)| (name, m.totals()))
             .collect();
         for (family, kind, help) in FAMILIES {
             head(&mut out, family, kind, help);
             let label = label_of(family);
-            for (id, port, totals) in &ports {
+            for ((id, port, destination), totals) in &ports {
+                let side = side_of(*destination);
                 for (counter, of, value) in Counter::ALL.iter().filter(|(_, f, _)| f == family) {
                     debug_assert_eq!(of, family);
                     let count = totals.counters[*counter as usize];
@@ -147,7 +148,7 @@ impl Admin {
                     };
                     let _ = writeln!(
                         out,
-                        "{family}{{service=\"{id}\",port=\"{port}\"{more}}} {count}"
+                        "{family}{{service=\"{id}\",port=\"{port}\"{side}{more}}} {count}"
                     );
                 }
             }
@@ -158,10 +159,11 @@ impl Admin {
             "histogram",
             "From a request's head to the end of its answer.",
         );
-        for (id, port, totals) in &ports {
+        for ((id, port, destination), totals) in &ports {
+            let side = side_of(*destination);
             histogram(
                 &mut out,
-                &format!("service=\"{id}\",port=\"{port}\""),
+                &format!("service=\"{id}\",port=\"{port}\"{side}"),
                 totals,
             );
         }
@@ -338,6 +340,43 @@ impl Admin {
             ),
             panics,
         );
+        let captured: [(Family, &AtomicUsize); 4] = [
+            (
+                (
+                    "weir_captured_pods",
+                    "gauge",
+                    "Pods of this node whose connections are captured.",
+                ),
+                &self.shared.captured_pods,
+            ),
+            (
+                (
+                    "weir_uncaptured_pods",
+                    "gauge",
+                    "Pods of this node that should be captured and cannot be; the log says why.",
+                ),
+                &self.shared.uncaptured_pods,
+            ),
+            (
+                (
+                    "weir_bypassing_connections",
+                    "gauge",
+                    "Connections of captured pods that were open before and go past Weir.",
+                ),
+                &self.shared.bypassing,
+            ),
+            (
+                (
+                    "weir_stray_connections_total",
+                    "counter",
+                    "Connections to a capture port that no rule had sent there; they are reset.",
+                ),
+                &self.shared.strays,
+            ),
+        ];
+        for (family, value) in captured {
+            one(out, family, value.load(Relaxed) as u64);
+        }
         let unrouted = self.shared.unrouted_total() as u64;
         one(
             out,
@@ -391,6 +430,16 @@ fn label_of(family: &str) -> &'static str {
 
 fn head(out: &mut String, family: &str, kind: &str, help: &str) {
     let _ = writeln!(out, "# HELP {family} {help}\n# TYPE {family} {kind}");
+}
+
+/// The label of what is counted at the destination's side. Everything else is
+/// the caller's.
+fn side_of(destination: bool) -> &'static str {
+    if destination {
+        ",side=\"destination\""
+    } else {
+        ""
+    }
 }
 
 fn histogram(out: &mut String, labels: &str, totals: &Totals) {

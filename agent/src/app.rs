@@ -12,11 +12,13 @@ use tokio::sync::{Mutex, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::admin::{self, Admin};
+use crate::beat::Beats;
 use crate::clock::Clock;
 use crate::configuration::{Configuration, Listening};
 use crate::connection;
 use crate::control::{ControlPlane, ControlPlaneAddress};
 use crate::discovery::{self, Progress};
+use crate::pods::{Capturing, Keeper, Pods};
 use crate::registry::Registry;
 use crate::report::{Reporter, Transitions};
 use crate::store::Store;
@@ -24,6 +26,10 @@ use crate::worker::{self, Command, Commands, Shared};
 
 /// How often machines that nobody asks for any more are swept away.
 const SWEEP: Duration = Duration::from_secs(10);
+
+/// How long what is known of endpoints is believed without a control plane,
+/// unless an agent is told otherwise.
+pub const STALE_AFTER: Duration = Duration::from_secs(30);
 
 /// What an agent is started with.
 #[derive(Clone, Debug)]
@@ -43,6 +49,11 @@ pub struct Config {
     pub admin: Option<SocketAddr>,
     /// Where the last good configuration is kept.
     pub state_dir: Option<PathBuf>,
+    /// How the connections of this node's pods are captured, if they are.
+    pub capture: Option<Capturing>,
+    /// How long what is known of endpoints is believed without a control plane.
+    /// After that captured connections go to the Service's own address.
+    pub stale_after: Duration,
     /// Threads that carry traffic.
     pub workers: NonZeroUsize,
     /// How long requests under way may take once the agent is told to end.
@@ -90,6 +101,7 @@ pub struct Agent {
     tasks: Vec<JoinHandle<()>>,
     progress: watch::Receiver<Progress>,
     draining: watch::Sender<bool>,
+    pods: Option<Pods>,
 }
 
 impl Agent {
@@ -99,7 +111,7 @@ impl Agent {
     pub async fn start(config: Config) -> Result<Agent, StartError> {
         let clock = Clock::start();
         let serve: worker::Serve =
-            |worker, id, io, target| Box::pin(connection::serve(worker, id, io, target));
+            |worker, id, io, entrance| Box::pin(connection::serve(worker, id, io, entrance));
         let control_plane = ControlPlane::new(config.control_plane);
         let workers = config.workers.get();
         let shared = Arc::new(Shared::new(workers, config.caller_namespace));
@@ -116,8 +128,21 @@ impl Agent {
             threads,
             stops,
         } = worker::start(&shared, clock, serve).map_err(StartError::Workers)?;
-        let mut configuration =
-            Configuration::new(clock, registry.clone(), shared.clone(), commands.clone());
+        let (keeper, pods) = config
+            .capture
+            .map(|capturing| {
+                let beats = Beats::new(shared.clone());
+                Keeper::new(capturing, commands.clone(), beats)
+            })
+            .unzip();
+        let mut configuration = Configuration::new(
+            clock,
+            registry.clone(),
+            shared.clone(),
+            commands.clone(),
+            config.node.clone(),
+            pods.clone(),
+        );
         let mut enforcing = false;
         if let Some(store) = &store {
             match store.load() {
@@ -177,6 +202,12 @@ impl Agent {
                 Some(actual)
             }
         };
+        tasks.extend(keeper.map(|keeper| tokio::spawn(keeper.run())));
+        tasks.push(tokio::spawn(age(
+            progress.clone(),
+            shared.clone(),
+            config.stale_after,
+        )));
         let node = config.node.clone();
         tasks.push(tokio::spawn(discovery::run(
             control_plane.clone(),
@@ -190,6 +221,7 @@ impl Agent {
             node: config.node,
             shared: shared.clone(),
             transitions,
+            coverage: pods.as_ref().map(Pods::coverage),
         };
         tasks.push(tokio::spawn(reporter.run(control_plane)));
         tasks.push(tokio::spawn(async move {
@@ -211,6 +243,7 @@ impl Agent {
             tasks,
             progress,
             draining,
+            pods,
         })
     }
 
@@ -240,6 +273,11 @@ impl Agent {
     /// under way have `drain_timeout` to end.
     pub async fn shutdown(mut self) {
         self.draining.send_replace(true);
+        let end = tokio::time::Instant::now() + self.drain_timeout;
+        if let Some(pods) = &self.pods {
+            // From here on nobody is sent to this agent any more.
+            let _ = tokio::time::timeout_at(end, pods.retreat()).await;
+        }
         let mut closed = Vec::new();
         for worker in &self.workers {
             let (done, when_done) = oneshot::channel();
@@ -247,7 +285,6 @@ impl Agent {
                 closed.push(when_done);
             }
         }
-        let end = tokio::time::Instant::now() + self.drain_timeout;
         for done in closed {
             let _ = tokio::time::timeout_at(end, done).await;
         }
@@ -281,6 +318,30 @@ impl Agent {
         }
         for task in self.tasks.drain(..) {
             task.abort();
+        }
+    }
+}
+
+/// Says when what is known of endpoints is too old to be believed. What was read
+/// from disk is of unknown age.
+async fn age(mut progress: watch::Receiver<Progress>, shared: Arc<Shared>, after: Duration) {
+    shared.stale.store(true, Relaxed);
+    loop {
+        if progress.wait_for(|p| p.synced).await.is_err() {
+            return;
+        }
+        shared.stale.store(false, Relaxed);
+        if progress.wait_for(|p| !p.synced).await.is_err() {
+            return;
+        }
+        let back = tokio::time::timeout(after, progress.wait_for(|p| p.synced));
+        if back.await.is_err() {
+            shared.stale.store(true, Relaxed);
+            tracing::warn!(
+                ?after,
+                "the control plane is away for too long to believe its endpoints; \
+                 captured connections go to their Services' own addresses"
+            );
         }
     }
 }

@@ -14,8 +14,9 @@ use weir_resilience::config::ServiceId;
 use crate::clock::Clock;
 use crate::features;
 use crate::listeners::{Listeners, Prepared};
+use crate::pods::{Pods, plans};
 use crate::registry::{Moment, Registry};
-use crate::snapshot::{Consumer, Service, Snapshot};
+use crate::snapshot::{Consumer, Here, Service, Snapshot};
 use crate::worker::{Command, Commands, Shared, Target};
 
 /// A resource that is in force.
@@ -46,6 +47,11 @@ pub(crate) struct Configuration {
     /// policy for the calls from one namespace.
     services: BTreeMap<String, InForce<config::Service>>,
     endpoints: BTreeMap<String, InForce<config::Endpoints>>,
+    pods: BTreeMap<String, InForce<config::Pod>>,
+    nodes: BTreeMap<String, InForce<config::Node>>,
+    here: Here,
+    /// What has this node's pods captured, where that is asked for.
+    capture: Option<Pods>,
     built: BTreeMap<String, Built>,
 }
 
@@ -61,6 +67,8 @@ impl Configuration {
         registry: Arc<Registry>,
         shared: Arc<Shared>,
         workers: Commands,
+        node: String,
+        capture: Option<Pods>,
     ) -> Configuration {
         let listeners = Mutex::new(Listeners::new(workers.clone()));
         Configuration {
@@ -71,6 +79,13 @@ impl Configuration {
             listeners,
             services: BTreeMap::new(),
             endpoints: BTreeMap::new(),
+            pods: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            here: Here {
+                node,
+                zone: String::new(),
+            },
+            capture,
             built: BTreeMap::new(),
         }
     }
@@ -93,6 +108,11 @@ impl Configuration {
             .ok_or_else(|| format!("cannot listen on {address}"))
     }
 
+    /// What has this node's pods captured.
+    pub(crate) fn capture(&self) -> Option<Pods> {
+        self.capture.clone()
+    }
+
     /// What is held, to be told to the control plane.
     pub(crate) fn held(&self) -> Vec<proto::Held> {
         self.resources()
@@ -110,6 +130,8 @@ impl Configuration {
             .values()
             .map(|s| &s.resource)
             .chain(self.endpoints.values().map(|e| &e.resource))
+            .chain(self.pods.values().map(|p| &p.resource))
+            .chain(self.nodes.values().map(|n| &n.resource))
     }
 
     /// Puts a change in force and returns what had to be refused.
@@ -123,7 +145,8 @@ impl Configuration {
         let mut changed = Vec::new();
         for resource in resources {
             match self.take_in(&mut prepared, &resource) {
-                Ok(()) => changed.push(resource.name),
+                Ok(()) if is_of_service(resource.kind) => changed.push(resource.name),
+                Ok(()) => {}
                 Err(refused) => {
                     tracing::warn!(
                         resource = resource.name,
@@ -145,9 +168,19 @@ impl Configuration {
             match proto::ResourceKind::try_from(kind) {
                 Ok(proto::ResourceKind::Service) => drop(self.services.remove(&name)),
                 Ok(proto::ResourceKind::Endpoints) => drop(self.endpoints.remove(&name)),
+                Ok(proto::ResourceKind::Pod) => drop(self.pods.remove(&name)),
+                Ok(proto::ResourceKind::Node) => drop(self.nodes.remove(&name)),
                 _ => {}
             }
-            changed.push(name);
+            if is_of_service(kind) {
+                changed.push(name);
+            }
+        }
+        let node = self.nodes.get(&self.here.node);
+        let zone = node.map_or("", |node| &node.value.zone);
+        if self.here.zone != zone {
+            zone.clone_into(&mut self.here.zone);
+            changed = self.services.keys().cloned().collect();
         }
         self.publish(&changed, prepared);
         rejections
@@ -209,6 +242,22 @@ impl Configuration {
                     },
                 );
             }
+            Ok(proto::ResourceKind::Pod) => {
+                let decoded = proto::Pod::decode(resource.body.clone())
+                    .map_err(|error| unreadable(&error))?;
+                let value = config::pod(&decoded).map_err(|problems| problems_of(&problems))?;
+                let resource = resource.clone();
+                let name = resource.name.clone();
+                self.pods.insert(name, InForce { resource, value });
+            }
+            Ok(proto::ResourceKind::Node) => {
+                let decoded = proto::Node::decode(resource.body.clone())
+                    .map_err(|error| unreadable(&error))?;
+                let value = config::node(&decoded).map_err(|problems| problems_of(&problems))?;
+                let resource = resource.clone();
+                let name = resource.name.clone();
+                self.nodes.insert(name, InForce { resource, value });
+            }
             _ => {
                 let message = format!(
                     "unknown kind of resource {}: this agent needs a newer version",
@@ -236,7 +285,8 @@ impl Configuration {
                     let built = match &config.consumer {
                         None => {
                             let endpoints = self.endpoints.get(name).map(|e| &e.value);
-                            let service = Service::build(config, endpoints, registry, moment);
+                            let service =
+                                Service::build(config, endpoints, &self.here, registry, moment);
                             Built::Service(Arc::new(service))
                         }
                         Some(consumer) => {
@@ -257,7 +307,14 @@ impl Configuration {
                 Built::Consumer(consumer) => consumers.push(consumer.clone()),
             }
         }
-        let snapshot = Arc::new(Snapshot::new(services, consumers));
+        let pods = self.pods.values().map(|pod| &pod.value);
+        let local = pods.clone().flat_map(|pod| pod.addresses.iter().copied());
+        let snapshot = Arc::new(Snapshot::new(services, consumers, &local.collect()));
+        // What comes by a rule that is about to go, or is there already, is served
+        // either way.
+        if let Some(capture) = &self.capture {
+            capture.want(plans(&snapshot, pods, capture.existing));
+        }
         let mut wanted: HashMap<Target, SocketAddr> = snapshot
             .services
             .iter()
@@ -306,6 +363,14 @@ impl Configuration {
         all.sort();
         all
     }
+}
+
+/// Whether a resource of this kind says something of a service.
+pub(crate) fn is_of_service(kind: i32) -> bool {
+    matches!(
+        proto::ResourceKind::try_from(kind),
+        Ok(proto::ResourceKind::Service | proto::ResourceKind::Endpoints)
+    )
 }
 
 /// Why a resource is not put in force.

@@ -1,8 +1,12 @@
 //! A caller's connection, up to knowing what it speaks.
 
+use std::cell::RefCell;
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -11,9 +15,12 @@ use weir_resilience::Time;
 
 use crate::answer::Answer;
 use crate::buffer::Buffer;
-use crate::pipeline::{Held, Place};
+use crate::dial::is_stale;
+use crate::pipeline::{Exchange, Held, Place, To};
+use crate::pods::Origin;
+use crate::snapshot::Snapshot;
 use crate::timer::Timer;
-use crate::worker::{QUIET, Target, Worker};
+use crate::worker::{Entrance, QUIET, Target, Worker};
 use crate::{h1, h2};
 
 /// How long a caller may take for a request's head, and idle between two.
@@ -31,17 +38,27 @@ pub(crate) struct Caller {
     pub(crate) io: TcpStream,
     /// Read and not used yet.
     pub(crate) buffer: Buffer,
-    pub(crate) target: Target,
+    pub(crate) destination: Destination,
 }
 
 /// Serves one connection until it ends.
-pub(crate) async fn serve(worker: Rc<Worker>, id: u64, io: TcpStream, target: Target) {
+pub(crate) async fn serve(worker: Rc<Worker>, id: u64, io: TcpStream, entrance: Entrance) {
+    let destination = match Destination::of(&io, entrance) {
+        Ok(destination) => destination,
+        Err(error) => {
+            tracing::debug!(%error, "a connection to the capture port itself");
+            worker.shared.strays.fetch_add(1, Relaxed);
+            // Closing resets: nobody has any business here.
+            let _ = socket2::SockRef::from(&io).set_linger(Some(Duration::ZERO));
+            return;
+        }
+    };
     let mut caller = Caller {
         worker,
         id,
         io,
         buffer: Buffer::default(),
-        target,
+        destination,
     };
     let mut timer = Timer::new(caller.worker.clock);
     let since = caller.worker.clock.now();
@@ -78,7 +95,7 @@ impl Caller {
                 Poll::Ready(Ok(n)) if n > 0 => {}
                 Poll::Ready(_) => return Poll::Ready(None),
                 Poll::Pending => {
-                    let patience = match (self.buffer.is_empty(), self.worker.draining()) {
+                    let patience = match (self.buffer.is_empty(), self.leaving()) {
                         (false, _) => HEAD_TIMEOUT,
                         (true, true) => QUIET,
                         (true, false) => KEEP_ALIVE,
@@ -107,6 +124,11 @@ impl Caller {
         read
     }
 
+    /// Whether the connection should end after what it is doing.
+    pub(crate) fn leaving(&self) -> bool {
+        self.destination.leaving(&self.worker)
+    }
+
     /// Whether [`Caller::poll_fill`] has somewhere to put what it reads.
     pub(crate) fn can_fill(&self) -> bool {
         self.buffer.is_unallocated() || self.buffer.has_room()
@@ -121,11 +143,127 @@ impl Caller {
     }
 }
 
+/// Where a connection's requests go.
+pub(crate) struct Destination {
+    pub(crate) origin: Origin,
+    /// Where no policy is in force for it any more.
+    bare: RefCell<Option<Held>>,
+}
+
+impl Destination {
+    /// Of a connection that was accepted at `entrance`. The error is one that
+    /// did not come there by a rule of capture.
+    fn of(io: &TcpStream, entrance: Entrance) -> std::io::Result<Destination> {
+        let origin = match entrance {
+            Entrance::Own(target) => Origin::Agent(target),
+            Entrance::Outbound(pod) => Origin::Outbound {
+                pod,
+                original: original(io)?,
+            },
+            Entrance::Inbound(pod) => Origin::Inbound {
+                pod,
+                original: original(io)?,
+                caller: io.peer_addr().map(canonical)?,
+            },
+        };
+        let bare = RefCell::default();
+        Ok(Destination { origin, bare })
+    }
+
+    /// Whether the connection should end after what it is doing: the agent ends,
+    /// or the pod's connections do not come through it any more.
+    pub(crate) fn leaving(&self, worker: &Worker) -> bool {
+        worker.draining() || self.origin.pod().is_some_and(|pod| pod.is_leaving())
+    }
+
+    /// The service and port that a request to `authority` goes to, and the
+    /// configuration that holds for it. Where the address tells, what the caller
+    /// wrote does not matter.
+    pub(crate) fn resolve(
+        &self,
+        worker: &Worker,
+        authority: Option<&str>,
+    ) -> Result<(Held, Place), Answer> {
+        let snapshot = worker.snapshot();
+        let (found, original) = match &self.origin {
+            Origin::Agent(target) => {
+                let namespace = worker.callers_namespace();
+                let place = target.resolve(&snapshot, authority, namespace)?;
+                return Ok((snapshot, place));
+            }
+            Origin::Outbound { pod, original } => {
+                let found = snapshot.called(*original, &pod.config.namespace);
+                let found = found.map(|mut place| {
+                    if place.to == To::Any {
+                        place.to = self.choose(worker, &snapshot, place, *original);
+                    }
+                    place
+                });
+                (found, *original)
+            }
+            Origin::Inbound { original, .. } => (snapshot.serving(*original), *original),
+        };
+        Ok(match found {
+            Some(place) => (snapshot, place),
+            None => {
+                // What it came for was taken back since: it goes where it was going.
+                let mut bare = self.bare.borrow_mut();
+                let bare = bare.get_or_insert_with(|| Rc::new(Arc::new(Snapshot::bare(original))));
+                (bare.clone(), Place::only())
+            }
+        })
+    }
+
+    /// Where the tries of a request to a Service's own address go.
+    fn choose(&self, worker: &Worker, snapshot: &Held, place: Place, original: SocketAddr) -> To {
+        if is_stale(worker) {
+            return To::Service(original);
+        }
+        let port = &snapshot.services[place.service].ports[place.port];
+        let kept = port.affinity.and_then(|keep| {
+            let pod = self.origin.pod()?;
+            let endpoint = pod.endpoint(original, keep, worker.clock.now())?;
+            let mut usable = port.endpoints.iter().take(port.usable);
+            usable.position(|e| e.address == endpoint)
+        });
+        kept.map_or(To::Any, To::Rather)
+    }
+
+    /// A try goes to this endpoint: where the Service keeps a caller's endpoint,
+    /// the next one does too.
+    pub(crate) fn chosen(&self, worker: &Worker, exchange: &Exchange, endpoint: SocketAddr) {
+        if let Origin::Outbound { pod, original } = &self.origin
+            && exchange.keeps_endpoint()
+        {
+            pod.keep_endpoint(*original, endpoint, worker.clock.now());
+        }
+    }
+}
+
+/// Where a connection that was redirected was going.
+fn original(io: &TcpStream) -> std::io::Result<SocketAddr> {
+    let local = canonical(io.local_addr()?);
+    let socket = socket2::SockRef::from(io);
+    let original = match local {
+        SocketAddr::V4(_) => socket.original_dst_v4()?,
+        SocketAddr::V6(_) => socket.original_dst_v6()?,
+    };
+    match original.as_socket() {
+        Some(original) if original != local => Ok(original),
+        _ => Err(std::io::Error::other("it was not redirected")),
+    }
+}
+
+/// An IPv4 address that a socket of both families shows as IPv6.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
 impl Target {
     /// The service and port that a request to `authority` goes to, for a caller
     /// from `namespace`. Where the listener belongs to a service, what the caller
     /// wrote does not matter.
-    pub(crate) fn resolve(
+    fn resolve(
         &self,
         snapshot: &Held,
         authority: Option<&str>,

@@ -9,9 +9,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use weir_proto::v1alpha1 as proto;
 use weir_proto::v1alpha1::discovery_client::DiscoveryClient;
 
-use crate::configuration::Configuration;
+use crate::configuration::{Configuration, is_of_service};
 use crate::control::{ControlPlane, Way, is_elsewhere};
-use crate::features::FEATURES;
+use crate::features;
 use crate::store::Store;
 
 /// Waits between two attempts are drawn from zero up to a bound that doubles
@@ -22,6 +22,9 @@ const MAX_WAIT: Duration = Duration::from_secs(10);
 /// when the one that answered is gone, seconds pass until another does.
 const FIRST_TURN: Duration = Duration::from_millis(100);
 const LAST_TURN: Duration = Duration::from_millis(1_500);
+/// How long an answer waits for pods to be captured as it says. What is not by
+/// then is told with the coverage.
+const SETTLE: Duration = Duration::from_secs(5);
 /// The largest message that is taken.
 pub(crate) const MAX_MESSAGE: usize = 4 * 1024 * 1024;
 
@@ -121,10 +124,11 @@ async fn follow(
     progress: &watch::Sender<Progress>,
 ) -> tonic::Status {
     let (requests, outgoing) = mpsc::channel(4);
+    let capture = configuration.lock().await.capture();
     let hello = proto::Hello {
         node: node.to_owned(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-        features: FEATURES.iter().map(ToString::to_string).collect(),
+        features: features::all(capture.is_some()),
         held: configuration.lock().await.held(),
     };
     // There is room: the channel is new.
@@ -146,11 +150,17 @@ async fn follow(
             Ok(None) => return ended(),
             Err(status) => return status,
         };
+        let of_services = response.resources.iter().any(|r| is_of_service(r.kind))
+            || response.removed.iter().any(|r| is_of_service(r.kind))
+            || response.synced;
         let rejections = {
             let mut configuration = configuration.lock().await;
             let rejections = configuration.apply(response.resources, response.removed);
-            // Half of a first synchronisation is nothing to start with.
+            // Half of a first synchronisation is nothing to start with. Pods come and
+            // go too often to write everything each time, and a pod that is gone does
+            // no harm.
             if let Some(store) = store
+                && of_services
                 && (response.synced || progress.borrow().synced)
                 && let Err(error) = store.save(configuration.resources())
             {
@@ -158,6 +168,10 @@ async fn follow(
             }
             rejections
         };
+        if let Some(capture) = &capture {
+            // Late is better than never: the rest goes on.
+            let _ = tokio::time::timeout(SETTLE, capture.settled()).await;
+        }
         if response.synced && !progress.borrow().synced {
             tracing::info!("connected to the control plane");
         }

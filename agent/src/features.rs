@@ -14,6 +14,16 @@ pub const FEATURES: &[&str] = &[
     "consumerPolicies",
 ];
 
+/// What this agent can be sent besides, where it captures pods' connections.
+pub const CAPTURE: &str = "capture";
+
+/// What an agent says of itself.
+pub(crate) fn all(captures: bool) -> Vec<String> {
+    let capture = captures.then_some(CAPTURE);
+    let all = FEATURES.iter().copied().chain(capture);
+    all.map(str::to_owned).collect()
+}
+
 /// Those of `required` that this agent lacks.
 pub(crate) fn missing(required: &[String]) -> Vec<String> {
     required

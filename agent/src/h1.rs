@@ -159,7 +159,7 @@ impl Session {
                 Poll::Ready(_) => return Poll::Ready(None),
                 Poll::Pending => {
                     let idle = self.caller.buffer.is_empty();
-                    if idle && self.caller.worker.draining() {
+                    if idle && self.caller.leaving() {
                         return Poll::Ready(None);
                     }
                     let now = *now.get_or_insert_with(|| self.caller.worker.clock.now());
@@ -194,7 +194,7 @@ impl Session {
         let Caller {
             worker,
             buffer,
-            target,
+            destination,
             ..
         } = &mut self.caller;
         let mut forward = std::mem::take(&mut self.forward);
@@ -207,9 +207,8 @@ impl Session {
                 body: !meta.head_method,
                 close: !(meta.keep_alive && meta.body.is_done()),
             };
-            let snapshot = worker.snapshot();
-            let place = target
-                .resolve(&snapshot, head.authority(), worker.callers_namespace())
+            let (snapshot, place) = destination
+                .resolve(worker, head.authority())
                 .inspect_err(|_| worker.shared.unrouted())
                 .map_err(refuse)?;
             let port = &snapshot.services[place.service].ports[place.port];
@@ -269,7 +268,7 @@ impl Session {
 
     /// Answers in the destination's place.
     async fn refuse(&mut self, refused: Refused) -> bool {
-        let close = refused.close || self.caller.worker.draining();
+        let close = refused.close || self.caller.leaving();
         // Behind what is left of an interim response.
         refused
             .answer

@@ -36,7 +36,7 @@ pub(crate) async fn serve(caller: Caller) {
         id,
         io,
         buffer,
-        target,
+        destination,
     } = caller;
     let io = Rewind::new(buffer, io, worker.clone());
     let accepted = h2::server::Builder::new()
@@ -54,12 +54,12 @@ pub(crate) async fn serve(caller: Caller) {
             return;
         }
     };
-    let target = Rc::new(target);
+    let destination = Rc::new(destination);
     let mut going_away = false;
     loop {
         let next = poll_fn(|cx| {
             worker.wake_on_drain(id, cx.waker());
-            if worker.draining() && !going_away {
+            if destination.leaving(&worker) && !going_away {
                 going_away = true;
                 connection.graceful_shutdown();
             }
@@ -69,7 +69,7 @@ pub(crate) async fn serve(caller: Caller) {
             Some(Ok((request, respond))) => {
                 tokio::task::spawn_local(stream::serve(
                     worker.clone(),
-                    target.clone(),
+                    destination.clone(),
                     request,
                     respond,
                 ));

@@ -14,6 +14,7 @@
 mod admin;
 mod answer;
 mod app;
+mod beat;
 mod buffer;
 pub mod capture;
 mod clock;
@@ -28,6 +29,7 @@ mod h2;
 mod listeners;
 mod metrics;
 mod pipeline;
+mod pods;
 mod registry;
 mod replay;
 mod report;
@@ -37,7 +39,8 @@ mod timer;
 mod wait;
 mod worker;
 
-pub use app::{Agent, Config, StartError};
+pub use app::{Agent, Config, STALE_AFTER, StartError};
 pub use configuration::Listening;
 pub use control::{AddressError, ControlPlaneAddress};
-pub use features::FEATURES;
+pub use features::{CAPTURE, FEATURES};
+pub use pods::Capturing;

@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpListener};
 use socket2::{Domain, Protocol, Socket, Type};
 use weir_resilience::config::ServiceId;
 
-use crate::worker::{Command, Commands, Target};
+use crate::worker::{Command, Commands, Entrance, Target};
 
 /// Connections that wait to be accepted, per listener.
 const BACKLOG: i32 = 1024;
@@ -127,7 +127,7 @@ impl Listeners {
         self.next += 1;
         // A listener has a home worker; connections are spread from there.
         let worker = usize::try_from(id).unwrap_or(0) % self.workers.len();
-        let command = Command::Listen(id, socket.try_clone()?, target.clone());
+        let command = Command::Listen(id, socket.try_clone()?, Entrance::Own(target.clone()));
         if self.workers[worker].send(command).is_err() {
             return Err(io::Error::other("its worker has ended"));
         }

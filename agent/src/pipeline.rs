@@ -14,6 +14,7 @@
 //! what is left when it is dropped, which is also how a caller that leaves is
 //! taken care of: neither success nor failure.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,8 +24,8 @@ use weir_resilience::retry::{self, Sent};
 use weir_resilience::{Time, balance, breaker};
 
 use crate::answer::Answer;
-use crate::metrics::Counter;
-use crate::snapshot::{Endpoint, Port, Rules, Service, Snapshot};
+use crate::metrics::{Counter, PortMetrics};
+use crate::snapshot::{Port, Rules, Service, Snapshot};
 
 mod deadlines;
 mod facts;
@@ -33,7 +34,9 @@ mod records;
 mod tries;
 
 use deadlines::enforced;
-pub(crate) use facts::{End, Limit, Place, RequestFacts, ResponseFacts, TryFailure, Verdict};
+pub(crate) use facts::{
+    End, Limit, Place, RequestFacts, ResponseFacts, Side, To, TryFailure, Verdict,
+};
 use places::{Seat, Waiting};
 use tries::{Tried, Try};
 
@@ -81,9 +84,9 @@ impl Exchange {
         let (at_caller, at_destination) =
             (snapshot.at_caller(place), snapshot.at_destination(place));
         let route = at_caller.route(request);
-        let destination_route = match place.consumer {
-            None => route,
-            Some(_) => at_destination.route(request),
+        let destination_route = match (place.consumer, place.side) {
+            (None, Side::Both) => route,
+            _ => at_destination.route(request),
         };
         let mut exchange = Exchange {
             snapshot: snapshot.clone(),
@@ -151,14 +154,15 @@ impl Exchange {
             partition: None,
             limit: None,
         });
+        if let To::Service(_) = self.place.to {
+            self.count(Counter::Tries);
+            return Ok(());
+        }
         let mut full = Tried::default();
         let mut refusal = Answer::NoEndpoints {
             service: service.label.clone(),
         };
-        let load = |i: usize| port.endpoints[i].load.get();
-        while let Some(endpoint) =
-            balance::pick(port.endpoints.len(), load, self.tried.as_slice(), random)
-        {
+        while let Some(endpoint) = self.choose(port, random) {
             if full.contains(endpoint) || full.count == full.endpoints.len() {
                 break;
             }
@@ -179,11 +183,31 @@ impl Exchange {
         Err(refusal)
     }
 
+    /// The endpoint of the next try, as far as those that were tried tell.
+    fn choose(&self, port: &Port, random: u64) -> Option<usize> {
+        match self.place.to {
+            To::Endpoint(endpoint) => Some(endpoint),
+            To::Rather(endpoint) if !self.tried.contains(endpoint) => Some(endpoint),
+            _ => {
+                let load = |i: usize| port.endpoints[i].load.get();
+                balance::pick(port.usable, load, self.tried.as_slice(), random)
+            }
+        }
+    }
+
+    /// Whether a caller's next request goes where this one went.
+    pub(crate) fn keeps_endpoint(&self) -> bool {
+        let chosen = matches!(self.place.to, To::Any | To::Rather(_));
+        chosen && self.port().affinity.is_some()
+    }
+
     /// Where the current try goes.
-    pub(crate) fn endpoint(&self) -> Option<&Endpoint> {
-        self.current
-            .as_ref()
-            .and_then(|t| self.port().endpoints.get(t.endpoint))
+    pub(crate) fn address(&self) -> Option<SocketAddr> {
+        let current = self.current.as_ref()?;
+        match self.place.to {
+            To::Service(address) => Some(address),
+            _ => Some(self.port().endpoints.get(current.endpoint)?.address),
+        }
     }
 
     /// Whether it is a gRPC call, whose caller may wait for an answer while its
@@ -346,7 +370,7 @@ impl Exchange {
         self.finished = true;
         self.leave_try(now);
         let took = now.since(self.started);
-        self.port().metrics.observe(self.shard, took);
+        self.metrics().observe(self.shard, took);
         if let Some(timeouts) = self.rules().timeouts
             && timeouts.mode == Mode::Shadow
             && timeouts.request.is_some_and(|t| took > t)
@@ -374,7 +398,15 @@ impl Exchange {
     }
 
     fn count(&self, counter: Counter) {
-        self.port().metrics.count(self.shard, counter);
+        self.metrics().count(self.shard, counter);
+    }
+
+    fn metrics(&self) -> &PortMetrics {
+        let port = self.port();
+        match (self.place.side, &port.destination_metrics) {
+            (Side::Destination, Some(metrics)) => metrics,
+            _ => &port.metrics,
+        }
     }
 
     /// Counts an upstream connection, new or used again.

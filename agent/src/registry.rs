@@ -25,6 +25,9 @@ pub(crate) struct Moment {
     pub(crate) unix_ms: i64,
 }
 
+/// A port of a service, and whether what is counted is the destination's side.
+pub(crate) type PortName = (ServiceId, u16, bool);
+
 /// Every machine of this agent. Bounded by the configuration: one per key and,
 /// where it says so, endpoint.
 pub(crate) struct Registry {
@@ -33,7 +36,7 @@ pub(crate) struct Registry {
     budgets: DashMap<(ServiceId, String), Arc<Budget>>,
     bulkheads: DashMap<(ServiceId, String, Option<SocketAddr>), Arc<Bulkhead>>,
     loads: DashMap<(ServiceId, SocketAddr), Arc<Load>>,
-    metrics: DashMap<(ServiceId, u16), Arc<PortMetrics>>,
+    metrics: DashMap<PortName, Arc<PortMetrics>>,
 }
 
 impl Registry {
@@ -106,8 +109,9 @@ impl Registry {
         })
     }
 
-    pub(crate) fn metrics(&self, id: &ServiceId, port: u16) -> Arc<PortMetrics> {
-        get_or_insert(&self.metrics, (id.clone(), port), || {
+    /// What is counted of a port, at the destination's side or else.
+    pub(crate) fn metrics(&self, id: &ServiceId, port: u16, destination: bool) -> Arc<PortMetrics> {
+        get_or_insert(&self.metrics, (id.clone(), port, destination), || {
             Arc::new(PortMetrics::new(self.shards))
         })
     }
@@ -142,13 +146,13 @@ impl Registry {
     }
 
     /// Every port's counters, ordered.
-    pub(crate) fn ports(&self) -> Vec<(ServiceId, u16, Arc<PortMetrics>)> {
+    pub(crate) fn ports(&self) -> Vec<(PortName, Arc<PortMetrics>)> {
         let mut all: Vec<_> = self
             .metrics
             .iter()
-            .map(|m| (m.key().0.clone(), m.key().1, m.value().clone()))
+            .map(|m| (m.key().clone(), m.value().clone()))
             .collect();
-        all.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
+        all.sort_by(|a, b| a.0.cmp(&b.0));
         all
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dashmap::DashMap;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use weir_proto::v1alpha1 as proto;
 use weir_proto::v1alpha1::reporting_client::ReportingClient;
@@ -46,6 +46,8 @@ pub(crate) struct Reporter {
     pub(crate) node: String,
     pub(crate) shared: Arc<Shared>,
     pub(crate) transitions: Arc<Transitions>,
+    /// What capture does not do, where there is one.
+    pub(crate) coverage: Option<watch::Receiver<proto::Coverage>>,
 }
 
 /// What is not told yet.
@@ -55,12 +57,19 @@ struct Untold {
     /// Sent on this stream and not yet taken in, by the request's sequence.
     unanswered: VecDeque<(u64, Vec<proto::BreakerTransition>)>,
     known: BTreeMap<BreakerName, proto::BreakerReport>,
+    coverage: Option<proto::Coverage>,
 }
 
 impl Untold {
     fn bound(&mut self) {
         let excess = self.transitions.len().saturating_sub(MAX_KEPT);
         self.transitions.drain(..excess);
+    }
+
+    /// Tells everything anew.
+    fn forget(&mut self) {
+        self.known.clear();
+        self.coverage = None;
     }
 
     /// A request is on its way.
@@ -116,7 +125,7 @@ impl Reporter {
                 client.report(request).await
             };
             // The server answers the opening only once it has read something.
-            untold.known.clear();
+            untold.forget();
             let first = self.collect(&mut untold, true, true);
             untold.sent(1, first.transitions.clone());
             // There is room: the channel is new.
@@ -144,7 +153,11 @@ impl Reporter {
                     _ = look.tick() => {
                         ticks += 1;
                         let mut next = self.collect(&mut untold, ticks.is_multiple_of(FIGURES), false);
-                        if next.breakers.is_empty() && next.transitions.is_empty() && next.removed.is_empty() {
+                        if next.breakers.is_empty()
+                            && next.transitions.is_empty()
+                            && next.removed.is_empty()
+                            && next.coverage.is_none()
+                        {
                             continue;
                         }
                         sequence += 1;
@@ -157,7 +170,7 @@ impl Reporter {
                             back.transitions.append(&mut untold.transitions);
                             untold.transitions = back.transitions;
                             untold.bound();
-                            untold.known.clear();
+                            untold.forget();
                         } else {
                             untold.sent(sequence, transitions);
                         }
@@ -231,6 +244,11 @@ impl Reporter {
             }
             seen.insert(name, ());
         }
+        let coverage = self.coverage.as_ref().map(|c| c.borrow().clone());
+        let coverage = coverage.filter(|now| untold.coverage.as_ref() != Some(now));
+        if coverage.is_some() {
+            untold.coverage.clone_from(&coverage);
+        }
         let mut removed = Vec::new();
         untold.known.retain(|name, _| {
             let stays = seen.contains_key(name);
@@ -247,7 +265,7 @@ impl Reporter {
             transitions,
             removed,
             complete,
-            coverage: None,
+            coverage,
         }
     }
 

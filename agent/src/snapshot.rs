@@ -2,9 +2,12 @@
 //! machines, immutable once published. Workers read it through one `ArcSwap`;
 //! a request keeps the one that it began with.
 
-use std::collections::HashMap;
-use std::net::SocketAddr;
+mod endpoints;
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use weir_resilience::balance::Load;
 use weir_resilience::breaker::Breaker;
@@ -14,7 +17,7 @@ use weir_resilience::config;
 use weir_resilience::config::{RequestView, ServiceId};
 
 use crate::metrics::PortMetrics;
-use crate::pipeline::Place;
+use crate::pipeline::{Place, Side, To};
 use crate::registry::{Moment, Registry};
 
 /// Everything that is enforced at one moment.
@@ -26,14 +29,42 @@ pub(crate) struct Snapshot {
     /// ordered by name.
     consumers: Vec<Vec<Arc<Consumer>>>,
     by_id: HashMap<ServiceId, usize>,
+    /// What captured callers use: a Service's own addresses, and the endpoints of
+    /// a headless one.
+    by_address: HashMap<SocketAddr, Named>,
+    /// Endpoints on this node of ports that have rules for the destination's
+    /// side.
+    served: HashMap<SocketAddr, Named>,
+    /// Where no policy asks for anything.
+    nothing: RuleSet,
     /// Names that have exactly one service; `None` where several share it.
     by_name: HashMap<String, Option<usize>>,
+}
+
+/// What an address stands for: a port of a service, and where it is the
+/// endpoint's own, which.
+#[derive(Clone, Copy, Debug)]
+struct Named {
+    service: usize,
+    port: usize,
+    endpoint: Option<usize>,
+}
+
+/// Where this agent is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Here {
+    pub(crate) node: String,
+    pub(crate) zone: String,
 }
 
 /// One service.
 pub(crate) struct Service {
     pub(crate) id: ServiceId,
     pub(crate) label: Arc<str>,
+    /// Its own addresses; none for a headless one.
+    pub(crate) addresses: Vec<IpAddr>,
+    /// What its policies say of connections that were open before.
+    pub(crate) existing: Option<config::ExistingConnections>,
     pub(crate) ports: Vec<Port>,
     /// Every breaker of its policies, each key once.
     pub(crate) breakers: Vec<NamedBreaker>,
@@ -66,11 +97,19 @@ pub(crate) struct Port {
     pub(crate) protocol: config::Protocol,
     pub(crate) listen: Option<SocketAddr>,
     pub(crate) rules: RuleSet,
+    /// Those that callers here may use come first.
     pub(crate) endpoints: Vec<Endpoint>,
+    /// How many of them callers here may use.
+    pub(crate) usable: usize,
+    /// How long a caller keeps its endpoint.
+    pub(crate) affinity: Option<Duration>,
     pub(crate) metrics: Arc<PortMetrics>,
+    /// Where it has rules for the destination's side.
+    pub(crate) destination_metrics: Option<Arc<PortMetrics>>,
 }
 
 /// The rules of a port's requests, by route.
+#[derive(Default)]
 pub(crate) struct RuleSet {
     /// For requests that no route matches.
     rest: Rules,
@@ -86,6 +125,7 @@ struct Route {
 
 /// A policy and the machines that carry it out. Machines outlive the snapshot:
 /// the same key finds the same machine.
+#[derive(Default)]
 pub(crate) struct Rules {
     pub(crate) timeouts: Option<config::Timeouts>,
     pub(crate) retries: Option<(config::Retries, Arc<Budget>)>,
@@ -134,7 +174,14 @@ pub(crate) struct Endpoint {
 impl Snapshot {
     /// Both must be ordered: services by identity, consumers by their namespace
     /// within a service's. One whose service is not there waits for it.
-    pub(crate) fn new(services: Vec<Arc<Service>>, consumers: Vec<Arc<Consumer>>) -> Snapshot {
+    ///
+    /// `local` are the addresses of this node's pods.
+    pub(crate) fn new(
+        services: Vec<Arc<Service>>,
+        consumers: Vec<Arc<Consumer>>,
+        local: &HashSet<IpAddr>,
+    ) -> Snapshot {
+        let (by_address, served) = addresses(&services, local);
         let mut by_id = HashMap::with_capacity(services.len());
         let mut by_name = HashMap::new();
         for (index, service) in services.iter().enumerate() {
@@ -164,7 +211,71 @@ impl Snapshot {
             consumers: of_service,
             by_id,
             by_name,
+            by_address,
+            served,
+            nothing: RuleSet::default(),
         }
+    }
+
+    /// One service without a policy and with one endpoint: how a connection that
+    /// came to Weir for nothing goes on to where it was going.
+    pub(crate) fn bare(address: SocketAddr) -> Snapshot {
+        let id = ServiceId {
+            namespace: String::new(),
+            name: address.to_string(),
+        };
+        let endpoint = Endpoint {
+            address,
+            load: Arc::default(),
+        };
+        let port = Port {
+            number: address.port(),
+            protocol: config::Protocol::Detect,
+            listen: None,
+            rules: RuleSet::default(),
+            endpoints: vec![endpoint],
+            usable: 1,
+            affinity: None,
+            metrics: Arc::new(PortMetrics::new(0)),
+            destination_metrics: None,
+        };
+        let service = Service {
+            label: address.to_string().into(),
+            id,
+            addresses: Vec::new(),
+            existing: None,
+            ports: vec![port],
+            breakers: Vec::new(),
+        };
+        Snapshot::new(vec![Arc::new(service)], Vec::new(), &HashSet::new())
+    }
+
+    /// The place that a captured caller from `namespace` means by `address`.
+    pub(crate) fn called(&self, address: SocketAddr, namespace: &str) -> Option<Place> {
+        let named = self.by_address.get(&address)?;
+        let mut place = self.place(named.service, named.port, Some(namespace));
+        place.side = Side::Caller;
+        if let Some(endpoint) = named.endpoint {
+            place.to = To::Endpoint(endpoint);
+        }
+        Some(place)
+    }
+
+    /// The place that a pod of this node serves at `address`.
+    pub(crate) fn serving(&self, address: SocketAddr) -> Option<Place> {
+        let named = self.served.get(&address)?;
+        Some(Place {
+            service: named.service,
+            port: named.port,
+            consumer: None,
+            side: Side::Destination,
+            to: To::Endpoint(named.endpoint?),
+        })
+    }
+
+    /// Endpoints on this node that have something to be done for them.
+    pub(crate) fn served(&self) -> impl Iterator<Item = SocketAddr> {
+        self.served.keys().copied()
     }
 
     /// The place of a port, as callers from `namespace` find it; `None`: from
@@ -183,20 +294,26 @@ impl Snapshot {
             service,
             port,
             consumer,
+            side: Side::Both,
+            to: To::Any,
         }
     }
 
     /// What holds at the caller's side.
     pub(crate) fn at_caller(&self, place: Place) -> &RuleSet {
         match place.consumer {
+            _ if place.side == Side::Destination => &self.nothing,
             Some((consumer, port)) => &self.consumers[place.service][consumer].ports[port].1,
-            None => self.at_destination(place),
+            None => &self.services[place.service].ports[place.port].rules,
         }
     }
 
     /// What holds at the destination: its owner's word, whoever calls.
     pub(crate) fn at_destination(&self, place: Place) -> &RuleSet {
-        &self.services[place.service].ports[place.port].rules
+        match place.side {
+            Side::Caller => &self.nothing,
+            _ => &self.services[place.service].ports[place.port].rules,
+        }
     }
 
     /// Every breaker, each once, with its service.
@@ -248,6 +365,7 @@ impl Service {
     pub(crate) fn build(
         config: &config::Service,
         endpoints: Option<&config::Endpoints>,
+        here: &Here,
         registry: &Registry,
         moment: Moment,
     ) -> Service {
@@ -255,11 +373,20 @@ impl Service {
             let places: &[config::Endpoint] = endpoints
                 .and_then(|e| e.ports.iter().find(|(number, _)| *number == port.number))
                 .map_or(&[], |(_, places)| places);
+            let (places, usable) = endpoints::order(places, port.local_only, here);
+            let rules = RuleSet::build(&config.id, port, &places, registry, moment);
+            let number = port.number.get();
+            let destination_metrics = rules
+                .acts_at_destination()
+                .then(|| registry.metrics(&config.id, number, true));
             Port {
-                number: port.number.get(),
+                number,
                 protocol: port.protocol,
                 listen: port.listen,
-                rules: RuleSet::build(&config.id, port, places, registry, moment),
+                rules,
+                usable,
+                affinity: port.affinity,
+                destination_metrics,
                 endpoints: places
                     .iter()
                     .map(|e| Endpoint {
@@ -267,7 +394,7 @@ impl Service {
                         load: registry.load(&config.id, e.address),
                     })
                     .collect(),
-                metrics: registry.metrics(&config.id, port.number.get()),
+                metrics: registry.metrics(&config.id, number, false),
             }
         });
         let ports: Vec<Port> = ports.collect();
@@ -275,6 +402,8 @@ impl Service {
         Service {
             id: config.id.clone(),
             label: config.id.to_string().into(),
+            addresses: config.cluster_addresses.clone(),
+            existing: config.existing_connections,
             ports,
             breakers,
         }
@@ -282,6 +411,15 @@ impl Service {
 
     pub(crate) fn port(&self, number: u16) -> Option<usize> {
         self.ports.iter().position(|p| p.number == number)
+    }
+
+    /// The addresses that callers use for one of its ports.
+    pub(crate) fn names<'s>(&'s self, port: &'s Port) -> impl Iterator<Item = SocketAddr> + 's {
+        let headless = self.addresses.is_empty();
+        let own = self.addresses.iter();
+        let own = own.map(|address| SocketAddr::new(*address, port.number));
+        let endpoints = port.endpoints.iter().filter(move |_| headless);
+        own.chain(endpoints.map(|endpoint| endpoint.address))
     }
 }
 
@@ -345,19 +483,70 @@ impl RuleSet {
         route.map_or(&self.rest, |r| &self.routes[r].rules)
     }
 
+    /// Whether there is anything to be done where the caller is.
+    pub(crate) fn acts_at_caller(&self) -> bool {
+        self.all().any(|rules| {
+            rules.timeouts.is_some()
+                || rules.retries.is_some()
+                || rules.breaker.is_some()
+                || !rules.caller_bulkheads.is_empty()
+        })
+    }
+
+    /// Whether there is anything to be done where the destination is.
+    pub(crate) fn acts_at_destination(&self) -> bool {
+        self.all()
+            .any(|rules| rules.shedding.is_some() || !rules.destination_bulkheads.is_empty())
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Rules> {
+        let routes = self.routes.iter().map(|route| &route.rules);
+        std::iter::once(&self.rest).chain(routes)
+    }
+
     /// Whether repeating a request of this route is harmless.
     pub(crate) fn is_idempotent(&self, route: Option<usize>) -> bool {
         route.is_some_and(|r| self.routes[r].idempotent)
     }
 }
 
+/// What addresses stand for: those that callers use, and those that are served
+/// here. Where services share one, the first has it.
+fn addresses(
+    services: &[Arc<Service>],
+    local: &HashSet<IpAddr>,
+) -> (HashMap<SocketAddr, Named>, HashMap<SocketAddr, Named>) {
+    let mut by_address = HashMap::new();
+    let mut served = HashMap::new();
+    for (index, service) in services.iter().enumerate() {
+        for (port_index, port) in service.ports.iter().enumerate() {
+            let named = |endpoint| Named {
+                service: index,
+                port: port_index,
+                endpoint,
+            };
+            for address in &service.addresses {
+                let address = SocketAddr::new(*address, port.number);
+                by_address.entry(address).or_insert(named(None));
+            }
+            let serves = port.rules.acts_at_destination();
+            for (n, endpoint) in port.endpoints.iter().enumerate() {
+                if service.addresses.is_empty() {
+                    by_address.entry(endpoint.address).or_insert(named(Some(n)));
+                }
+                if serves && local.contains(&endpoint.address.ip()) {
+                    served.entry(endpoint.address).or_insert(named(Some(n)));
+                }
+            }
+        }
+    }
+    (by_address, served)
+}
+
 /// The breakers of `ports`, each key once.
 fn named_breakers<'r>(ports: impl Iterator<Item = &'r RuleSet>) -> Vec<NamedBreaker> {
     let mut breakers: Vec<NamedBreaker> = Vec::new();
-    let rules = ports.flat_map(|of| {
-        let routes = of.routes.iter().map(|route| &route.rules);
-        std::iter::once(&of.rest).chain(routes)
-    });
+    let rules = ports.flat_map(RuleSet::all);
     for (of, machine) in rules.filter_map(|rules| rules.breaker.as_ref()) {
         if breakers.iter().all(|known| known.key != of.key) {
             let shadow = of.mode == config::Mode::Shadow;

@@ -9,15 +9,15 @@ use std::net::TcpListener as StdListener;
 use std::net::TcpStream as StdStream;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::task::Waker;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use futures::future::LocalBoxFuture;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::{JoinHandle, LocalSet};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::task::{AbortHandle, JoinHandle, LocalSet};
 use weir_resilience::config::ServiceId;
 
 use crate::buffer::Spare;
@@ -25,9 +25,12 @@ use crate::clock::Clock;
 use crate::h1::pool::Pool;
 use crate::h2::pool::Pool as H2Pool;
 use crate::pipeline::Held;
+use crate::pods::Pod;
 use crate::replay::Share;
 use crate::snapshot::Snapshot;
 
+/// How often a worker shows that it moves.
+const BEAT: Duration = Duration::from_millis(250);
 /// While draining, a listener is kept until nobody has knocked for this long.
 pub(crate) const QUIET: Duration = Duration::from_millis(50);
 /// How often idle upstream connections are looked at.
@@ -53,14 +56,41 @@ pub(crate) enum Target {
     Named,
 }
 
+/// By which door callers come.
+#[derive(Clone, Debug)]
+pub(crate) enum Entrance {
+    /// A listener of the agent's own.
+    Own(Target),
+    /// The listener in a pod for what it calls.
+    Outbound(Arc<Pod>),
+    /// The listener in a pod for those who call it.
+    Inbound(Arc<Pod>),
+}
+
+impl Entrance {
+    /// The pod in whose network namespace it is.
+    pub(crate) fn pod(&self) -> Option<&Arc<Pod>> {
+        match self {
+            Entrance::Own(_) => None,
+            Entrance::Outbound(pod) | Entrance::Inbound(pod) => Some(pod),
+        }
+    }
+}
+
 /// What the control thread tells a worker.
 pub(crate) enum Command {
     /// Accept on this listener from now on.
-    Listen(u64, StdListener, Target),
+    Listen(u64, StdListener, Entrance),
     /// Stop accepting on it.
     Close(u64),
+    /// Stop accepting on it once nobody knocks any more.
+    Retire(u64),
+    /// A pod is gone: let go of all that is in its network namespace.
+    Forget(u64),
+    /// Something has changed that connections look at when they are woken.
+    Wake,
     /// A connection that another worker accepted.
-    Take(StdStream, Target),
+    Take(StdStream, Entrance),
     /// A new snapshot is published; drop the old one.
     Refresh,
     /// Stop accepting and finish what is under way. Answered once every
@@ -77,8 +107,20 @@ pub(crate) struct Shared {
     pub(crate) loads: Vec<Load>,
     /// Upstream connections that idle, per worker.
     pub(crate) idle: Vec<AtomicUsize>,
+    /// Counts up in each worker as long as it moves.
+    pub(crate) beats: Vec<Load>,
+    /// What is known of endpoints may be stale: the control plane has been away
+    /// for too long.
+    pub(crate) stale: AtomicBool,
     /// Connections that ended because a task panicked.
     pub(crate) panics: AtomicUsize,
+    /// Pods that are captured, that should be and are not, and connections of
+    /// captured pods that go past Weir.
+    pub(crate) captured_pods: AtomicUsize,
+    pub(crate) uncaptured_pods: AtomicUsize,
+    pub(crate) bypassing: AtomicUsize,
+    /// Connections to a capture port that no rule had sent there.
+    pub(crate) strays: AtomicUsize,
     /// Requests that named no service.
     unrouted: AtomicUsize,
     /// Requests that could not be read.
@@ -92,7 +134,13 @@ impl Shared {
             callers_namespace,
             loads: (0..workers).map(|_| Load::default()).collect(),
             idle: (0..workers).map(|_| AtomicUsize::new(0)).collect(),
+            beats: (0..workers).map(|_| Load::default()).collect(),
+            stale: AtomicBool::new(false),
             panics: AtomicUsize::new(0),
+            captured_pods: AtomicUsize::new(0),
+            uncaptured_pods: AtomicUsize::new(0),
+            bypassing: AtomicUsize::new(0),
+            strays: AtomicUsize::new(0),
             unrouted: AtomicUsize::new(0),
             malformed: AtomicUsize::new(0),
         }
@@ -123,7 +171,7 @@ impl Shared {
 pub(crate) struct Load(pub(crate) AtomicUsize);
 
 /// Serves one connection until it ends.
-pub(crate) type Serve = fn(Rc<Worker>, u64, TcpStream, Target) -> LocalBoxFuture<'static, ()>;
+pub(crate) type Serve = fn(Rc<Worker>, u64, TcpStream, Entrance) -> LocalBoxFuture<'static, ()>;
 
 /// One worker, as its connections see it.
 pub(crate) struct Worker {
@@ -141,6 +189,8 @@ pub(crate) struct Worker {
     drain: watch::Sender<bool>,
     /// Tasks to wake when draining begins, by connection.
     wakers: RefCell<HashMap<u64, Waker>>,
+    /// Connections that are in a pod's network namespace, to be ended with it.
+    of_pods: RefCell<HashMap<u64, (u64, AbortHandle)>>,
     next_connection: Cell<u64>,
 }
 
@@ -206,11 +256,12 @@ impl Worker {
 
     /// Serves a connection here, in a task of its own. It is counted in
     /// [`Shared::loads`] already.
-    fn serve(self: &Rc<Worker>, io: TcpStream, target: Target) {
+    fn serve(self: &Rc<Worker>, io: TcpStream, entrance: Entrance) {
         let id = self.next_connection.get();
         self.next_connection.set(id + 1);
         let worker = self.clone();
-        tokio::task::spawn_local(async move {
+        let pod = entrance.pod().map(|pod| pod.id);
+        let task = tokio::task::spawn_local(async move {
             let guard = ConnectionGuard {
                 worker: worker.clone(),
                 id,
@@ -218,10 +269,32 @@ impl Worker {
             // A caller's machine that is gone says nothing; the kernel asks.
             let _ = socket2::SockRef::from(&io).set_tcp_keepalive(&KEEP_ALIVE);
             if io.set_nodelay(true).is_ok() {
-                (worker.serve)(worker, id, io, target).await;
+                (worker.serve)(worker, id, io, entrance).await;
             }
             drop(guard);
         });
+        if let Some(pod) = pod {
+            let mut of_pods = self.of_pods.borrow_mut();
+            of_pods.insert(id, (pod, task.abort_handle()));
+        }
+    }
+
+    /// Lets go of everything in a pod's network namespace.
+    fn forget(&self, pod: u64) {
+        self.pool.borrow_mut().forget(pod);
+        self.h2_pool.borrow_mut().forget(pod);
+        // Their guards take them out once they are gone.
+        for (of, task) in self.of_pods.borrow().values() {
+            if *of == pod {
+                task.abort();
+            }
+        }
+    }
+
+    fn wake_all(&self) {
+        for (_, waker) in self.wakers.borrow_mut().drain() {
+            waker.wake();
+        }
     }
 }
 
@@ -235,6 +308,7 @@ impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.worker.load().fetch_sub(1, Relaxed);
         self.worker.wakers.borrow_mut().remove(&self.id);
+        self.worker.of_pods.borrow_mut().remove(&self.id);
         if std::thread::panicking() {
             self.worker.shared.panics.fetch_add(1, Relaxed);
         }
@@ -282,6 +356,7 @@ pub(crate) fn start(shared: &Arc<Shared>, clock: Clock, serve: Serve) -> std::io
                 peers,
                 drain: watch::Sender::new(false),
                 wakers: RefCell::default(),
+                of_pods: RefCell::default(),
                 next_connection: Cell::new(0),
             });
             let local = LocalSet::new();
@@ -308,26 +383,39 @@ pub(crate) fn start(shared: &Arc<Shared>, clock: Clock, serve: Serve) -> std::io
 
 /// Carries out commands; ends when draining is over.
 async fn run(worker: &Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>) {
-    let mut listeners: HashMap<u64, JoinHandle<()>> = HashMap::new();
+    let mut listeners: HashMap<u64, Listening> = HashMap::new();
     let mut sweep = tokio::time::interval(SWEEP);
+    let mut beat = tokio::time::interval(BEAT);
+    beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
+            _ = beat.tick() => {
+                worker.shared.beats[worker.index].0.fetch_add(1, Relaxed);
+            }
             command = commands.recv() => match command {
                 None => break,
-                Some(Command::Listen(id, listener, target)) => match TcpListener::from_std(listener) {
+                Some(Command::Listen(id, listener, entrance)) => match TcpListener::from_std(listener) {
                     Ok(listener) => {
-                        listeners.insert(id, tokio::task::spawn_local(accept(worker.clone(), listener, target)));
+                        listeners.insert(id, Listening::start(worker, listener, entrance));
                     }
                     Err(error) => tracing::error!(%error, "cannot watch a listener"),
                 },
                 Some(Command::Close(id)) => {
                     if let Some(listener) = listeners.remove(&id) {
-                        listener.abort();
+                        listener.task.abort();
                     }
                 }
-                Some(Command::Take(io, target)) => {
+                Some(Command::Retire(id)) => {
+                    if let Some(listener) = listeners.get(&id) {
+                        listener.retire();
+                    }
+                    listeners.retain(|_, listener| !listener.task.is_finished());
+                }
+                Some(Command::Forget(pod)) => worker.forget(pod),
+                Some(Command::Wake) => worker.wake_all(),
+                Some(Command::Take(io, entrance)) => {
                     match TcpStream::from_std(io) {
-                        Ok(io) => worker.serve(io, target),
+                        Ok(io) => worker.serve(io, entrance),
                         Err(_) => {
                             worker.load().fetch_sub(1, Relaxed);
                         }
@@ -338,13 +426,11 @@ async fn run(worker: &Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>
                     worker.drain.send_replace(true);
                     for (_, listener) in listeners.drain() {
                         // Accepts until its queue stays empty.
-                        let _ = listener.await;
+                        let _ = listener.task.await;
                     }
                     let _ = closed.send(());
                     // What was accepted last has had its first poll by now.
-                    for (_, waker) in worker.wakers.borrow_mut().drain() {
-                        waker.wake();
-                    }
+                    worker.wake_all();
                 }
             },
             _ = sweep.tick() => {
@@ -358,46 +444,67 @@ async fn run(worker: &Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>
     }
 }
 
-/// Accepts on one listener until it is closed, or, while draining, until
-/// nobody has knocked for [`QUIET`].
-async fn accept(worker: Rc<Worker>, listener: TcpListener, target: Target) {
+/// A listener that is accepted on.
+struct Listening {
+    task: JoinHandle<()>,
+    retire: Rc<Notify>,
+}
+
+impl Listening {
+    fn start(worker: &Rc<Worker>, listener: TcpListener, entrance: Entrance) -> Listening {
+        let retire = Rc::new(Notify::new());
+        let accept = accept(worker.clone(), listener, entrance, retire.clone());
+        let task = tokio::task::spawn_local(accept);
+        Listening { task, retire }
+    }
+
+    /// Nobody is sent here any more.
+    fn retire(&self) {
+        self.retire.notify_one();
+    }
+}
+
+/// Accepts on one listener until it is closed, or, while draining or when it is
+/// retired, until nobody has knocked for [`QUIET`].
+async fn accept(worker: Rc<Worker>, listener: TcpListener, entrance: Entrance, retire: Rc<Notify>) {
     let mut drain = worker.drain.subscribe();
     let mut failing = false;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             _ = drain.wait_for(|draining| *draining) => break,
+            () = retire.notified() => break,
         };
-        take_in(&worker, accepted, &target, &mut failing).await;
+        take_in(&worker, accepted, &entrance, &mut failing).await;
     }
     let last_call = tokio::time::Instant::now() + LAST_CALL;
     while tokio::time::Instant::now() < last_call
         && let Ok(accepted) = tokio::time::timeout(QUIET, listener.accept()).await
     {
-        take_in(&worker, accepted, &target, &mut failing).await;
+        take_in(&worker, accepted, &entrance, &mut failing).await;
     }
 }
 
 async fn take_in(
     worker: &Rc<Worker>,
     accepted: std::io::Result<(TcpStream, SocketAddr)>,
-    target: &Target,
+    entrance: &Entrance,
     failing: &mut bool,
 ) {
     match accepted {
         Ok((io, _)) => {
             if std::mem::take(failing) {
-                tracing::info!(?target, "accepting again");
+                tracing::info!(?entrance, "accepting again");
             }
             let index = worker.less_loaded().unwrap_or(worker.index);
             worker.shared.loads[index].0.fetch_add(1, Relaxed);
             if index == worker.index {
-                worker.serve(io, target.clone());
+                worker.serve(io, entrance.clone());
                 return;
             }
             let handed = io
                 .into_std()
-                .map(|io| worker.peers[index].send(Command::Take(io, target.clone())));
+                .map(|io| worker.peers[index].send(Command::Take(io, entrance.clone())));
             if !matches!(handed, Ok(Ok(()))) {
                 worker.shared.loads[index].0.fetch_sub(1, Relaxed);
                 tracing::warn!("a connection was lost on its way to another worker");
@@ -407,7 +514,7 @@ async fn take_in(
         Err(error) => {
             // Said once, not ten times a second.
             if !std::mem::replace(failing, true) {
-                tracing::error!(%error, ?target, "cannot accept connections");
+                tracing::error!(%error, ?entrance, "cannot accept connections");
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }

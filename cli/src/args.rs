@@ -60,6 +60,8 @@ impl AgentOptions {
             state_dir: self.state_dir,
             workers: self.workers.unwrap_or_else(default_workers),
             drain_timeout: self.drain_timeout,
+            capture: None,
+            stale_after: weir_agent::STALE_AFTER,
         }
     }
 }

@@ -113,6 +113,8 @@ impl House {
             state_dir: None,
             workers: NonZeroUsize::MIN,
             drain_timeout: Duration::from_secs(3),
+            capture: None,
+            stale_after: weir_agent::STALE_AFTER,
         })
         .await?;
         agent.synced().await;

@@ -14,7 +14,7 @@ use super::link::{Came, Link, Upstream};
 use super::upload::Upload;
 use crate::answer::Answer;
 use crate::connection::Caller;
-use crate::dial::dial;
+use crate::dial::{Exit, dial};
 use crate::pipeline::{End, Exchange, Limit, ResponseFacts, TryFailure, Verdict};
 use crate::replay::Reservation;
 use crate::timer::Timer;
@@ -179,26 +179,30 @@ impl Run<'_> {
 
     /// An idle connection, or a new one.
     async fn connect(&mut self, fresh_only: bool) -> Result<Upstream, Step> {
-        let Some(endpoint) = self.exchange.endpoint().map(|e| e.address) else {
+        let Some(endpoint) = self.exchange.address() else {
             // `next_try` has chosen one.
             return Err(Step::End(Outcome::Close));
         };
         let now = self.now();
         let worker = self.caller.worker.clone();
-        if !fresh_only && let Some(io) = worker.pool.borrow_mut().take(endpoint, now) {
+        let destination = &self.caller.destination;
+        destination.chosen(&worker, self.exchange, endpoint);
+        let origin = destination.origin.clone();
+        let exit = Exit::new(&origin, endpoint);
+        if !fresh_only && let Some(io) = worker.pool.borrow_mut().take(exit, now) {
             self.exchange.on_connection(true);
             let buffer = worker.spare.borrow_mut().take();
-            return Ok(Upstream::new(io, endpoint, true, buffer));
+            return Ok(Upstream::new(io, exit, true, buffer));
         }
         let timeout = self.exchange.connect_timeout();
         let connected = self
-            .guarded(dial(&worker, endpoint), timeout.map(|t| now + t))
+            .guarded(dial(&worker, &origin, endpoint), timeout.map(|t| now + t))
             .await;
         let failure = match connected {
             Ok(Ok(io)) => {
                 self.exchange.on_connection(false);
                 let buffer = worker.spare.borrow_mut().take();
-                return Ok(Upstream::new(io, endpoint, false, buffer));
+                return Ok(Upstream::new(io, exit, false, buffer));
             }
             Ok(Err(error)) => TryFailure::of_connect(&error),
             Err(Interrupt::Passed) => TryFailure::Connect(Answer::ConnectTimeout {
@@ -243,7 +247,7 @@ impl Run<'_> {
             || tunnel
             // It may never end its body, and then has to go.
             || self.upload.unfinished()
-            || self.caller.worker.draining();
+            || self.caller.leaving();
         let written = head::read_response(
             upstream.buffer.bytes(),
             self.meta.head_method,
@@ -293,20 +297,14 @@ impl Run<'_> {
     fn put_back(&mut self, upstream: Upstream, response: &ResponseMeta, body: Framing) {
         let whole = self.is_out(&upstream) && !upstream.broken && !self.upload.unfinished();
         let Upstream {
-            io,
-            endpoint,
-            buffer,
-            ..
+            io, exit, buffer, ..
         } = upstream;
         let worker = &self.caller.worker;
         let through =
             body.is_done() && buffer.is_empty() && response.keep_alive && response.status != 101;
         worker.spare.borrow_mut().give(buffer);
-        if through && whole && !worker.draining() {
-            worker
-                .pool
-                .borrow_mut()
-                .give(endpoint, io, worker.clock.now());
+        if through && whole && !self.caller.leaving() {
+            worker.pool.borrow_mut().give(exit, io, worker.clock.now());
         }
     }
 

@@ -1,7 +1,6 @@
 //! A caller's connection joined with one to an endpoint: bytes in both
 //! directions at once, for one try.
 
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -15,13 +14,14 @@ use super::head::{self, MAX_HEAD, ResponseMeta};
 use super::poll_write_two;
 use crate::answer::Answer;
 use crate::buffer::Buffer;
+use crate::dial::Exit;
 use crate::pipeline::End;
 use crate::wait::{Interrupt, poll_limits};
 
 /// An upstream connection in use.
 pub(super) struct Upstream {
     pub(super) io: TcpStream,
-    pub(super) endpoint: SocketAddr,
+    pub(super) exit: Exit,
     pub(super) reused: bool,
     pub(super) buffer: Buffer,
     /// Bytes of the head and of the body that is sent anew that are written.
@@ -31,15 +31,10 @@ pub(super) struct Upstream {
 }
 
 impl Upstream {
-    pub(super) fn new(
-        io: TcpStream,
-        endpoint: SocketAddr,
-        reused: bool,
-        buffer: Buffer,
-    ) -> Upstream {
+    pub(super) fn new(io: TcpStream, exit: Exit, reused: bool, buffer: Buffer) -> Upstream {
         Upstream {
             io,
-            endpoint,
+            exit,
             reused,
             buffer,
             prefix_at: 0,

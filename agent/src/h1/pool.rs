@@ -2,7 +2,6 @@
 //! used a moment ago is the least likely to be closed.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Waker};
 use std::time::Duration;
@@ -10,6 +9,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 use weir_resilience::Time;
+
+use crate::dial::Exit;
 
 /// Idle connections per endpoint and worker.
 const PER_ENDPOINT: usize = 64;
@@ -21,14 +22,14 @@ const IDLE: Duration = Duration::from_secs(30);
 /// The pool of one worker.
 #[derive(Default)]
 pub(crate) struct Pool {
-    idle: HashMap<SocketAddr, Vec<(TcpStream, Time)>>,
+    idle: HashMap<Exit, Vec<(TcpStream, Time)>>,
     count: usize,
 }
 
 impl Pool {
     /// A connection that is open as far as the last look at the sockets told.
-    pub(crate) fn take(&mut self, endpoint: SocketAddr, now: Time) -> Option<TcpStream> {
-        let idle = self.idle.get_mut(&endpoint)?;
+    pub(crate) fn take(&mut self, exit: Exit, now: Time) -> Option<TcpStream> {
+        let idle = self.idle.get_mut(&exit)?;
         while let Some((mut io, since)) = idle.pop() {
             self.count -= 1;
             if now.since(since) < IDLE && is_quiet(&mut io) {
@@ -39,8 +40,8 @@ impl Pool {
     }
 
     /// Keeps a connection for the next request.
-    pub(crate) fn give(&mut self, endpoint: SocketAddr, io: TcpStream, now: Time) {
-        let idle = self.idle.entry(endpoint).or_default();
+    pub(crate) fn give(&mut self, exit: Exit, io: TcpStream, now: Time) {
+        let idle = self.idle.entry(exit).or_default();
         if idle.len() < PER_ENDPOINT && self.count < PER_WORKER {
             idle.push((io, now));
             self.count += 1;
@@ -53,6 +54,12 @@ impl Pool {
             idle.retain_mut(|(io, since)| now.since(*since) < IDLE && is_quiet(io));
         }
         self.idle.retain(|_, idle| !idle.is_empty());
+        self.count = self.idle.values().map(Vec::len).sum();
+    }
+
+    /// Closes what is in a pod's network namespace.
+    pub(crate) fn forget(&mut self, pod: u64) {
+        self.idle.retain(|exit, _| exit.pod != pod);
         self.count = self.idle.values().map(Vec::len).sum();
     }
 

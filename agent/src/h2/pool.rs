@@ -2,7 +2,6 @@
 //! its streams; another only once that one is closing.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -11,13 +10,15 @@ use h2::client::SendRequest;
 use tokio::sync::Notify;
 use weir_resilience::Time;
 
+use crate::dial::Exit;
+
 /// How long a connection without streams is kept.
 const IDLE: Duration = Duration::from_secs(30);
 
 /// The connections of one worker.
 #[derive(Default)]
 pub(crate) struct Pool {
-    endpoints: HashMap<SocketAddr, Entry>,
+    endpoints: HashMap<Exit, Entry>,
     /// Number of the next connection.
     next: u64,
 }
@@ -41,8 +42,8 @@ pub(crate) enum Found {
 }
 
 impl Pool {
-    pub(crate) fn find(&mut self, endpoint: SocketAddr, now: Time) -> Found {
-        let entry = self.endpoints.entry(endpoint).or_insert(Entry {
+    pub(crate) fn find(&mut self, exit: Exit, now: Time) -> Found {
+        let entry = self.endpoints.entry(exit).or_insert(Entry {
             live: None,
             connecting: None,
             used: now,
@@ -61,19 +62,19 @@ impl Pool {
     }
 
     /// Returns the connection's number, for [`Pool::closing`].
-    pub(crate) fn connected(&mut self, endpoint: SocketAddr, live: SendRequest<Bytes>) -> u64 {
+    pub(crate) fn connected(&mut self, exit: Exit, live: SendRequest<Bytes>) -> u64 {
         let number = self.next;
         self.next += 1;
-        self.settle(endpoint, Some((live, number)));
+        self.settle(exit, Some((live, number)));
         number
     }
 
-    pub(crate) fn failed(&mut self, endpoint: SocketAddr) {
-        self.settle(endpoint, None);
+    pub(crate) fn failed(&mut self, exit: Exit) {
+        self.settle(exit, None);
     }
 
-    fn settle(&mut self, endpoint: SocketAddr, live: Option<(SendRequest<Bytes>, u64)>) {
-        if let Some(entry) = self.endpoints.get_mut(&endpoint) {
+    fn settle(&mut self, exit: Exit, live: Option<(SendRequest<Bytes>, u64)>) {
+        if let Some(entry) = self.endpoints.get_mut(&exit) {
             entry.live = live;
             if let Some(notify) = entry.connecting.take() {
                 notify.notify_waiters();
@@ -83,11 +84,23 @@ impl Pool {
 
     /// The connection is closing: the next request makes another. One that has
     /// taken its place already stays.
-    pub(crate) fn closing(&mut self, endpoint: SocketAddr, number: u64) {
-        if let Some(entry) = self.endpoints.get_mut(&endpoint)
+    pub(crate) fn closing(&mut self, exit: Exit, number: u64) {
+        if let Some(entry) = self.endpoints.get_mut(&exit)
             && entry.live.as_ref().is_some_and(|(_, n)| *n == number)
         {
             entry.live = None;
+        }
+    }
+
+    /// Lets go of what is in a pod's network namespace. The drivers end once
+    /// nobody holds a connection.
+    pub(crate) fn forget(&mut self, pod: u64) {
+        self.endpoints
+            .retain(|exit, entry| exit.pod != pod || entry.connecting.is_some());
+        for (exit, entry) in &mut self.endpoints {
+            if exit.pod == pod {
+                entry.live = None;
+            }
         }
     }
 

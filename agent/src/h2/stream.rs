@@ -20,13 +20,15 @@ use super::body::{Download, Gone, Upload};
 use super::headers::{View, grpc_status, is_grpc, pushback, retry_after, strip_hop_by_hop};
 use super::pool::Found;
 use crate::answer::Answer;
-use crate::dial::dial;
+use crate::connection::Destination;
+use crate::dial::{Exit, dial};
 use crate::metrics::Counter;
 use crate::pipeline::{End, Exchange, Limit, RequestFacts, ResponseFacts, TryFailure, Verdict};
+use crate::pods::Origin;
 use crate::replay::Reservation;
 use crate::timer::Timer;
 use crate::wait::{Interrupt, poll_limits};
-use crate::worker::{Target, Worker};
+use crate::worker::Worker;
 
 /// How long an endpoint may leave what it was sent unacknowledged.
 const GONE: Duration = Duration::from_secs(20);
@@ -74,14 +76,14 @@ struct Head {
 /// Serves one stream.
 pub(super) async fn serve(
     worker: Rc<Worker>,
-    target: Rc<Target>,
+    destination: Rc<Destination>,
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
 ) {
     let (parts, body) = request.into_parts();
     let grpc = is_grpc(&parts.headers);
     let now = worker.clock.now();
-    let mut exchange = match admit(&worker, &target, &parts, grpc, now) {
+    let mut exchange = match admit(&worker, &destination, &parts, grpc, now) {
         Ok(exchange) => exchange,
         Err(answer) => {
             refuse(&mut respond, &answer, grpc, &parts.method);
@@ -94,6 +96,7 @@ pub(super) async fn serve(
     let timer = Timer::new(clock);
     let mut run = Run {
         worker,
+        destination: &destination,
         timer,
         exchange: &mut exchange,
         parts: &parts,
@@ -110,7 +113,7 @@ pub(super) async fn serve(
 
 fn admit(
     worker: &Rc<Worker>,
-    target: &Target,
+    destination: &Destination,
     parts: &http::request::Parts,
     grpc: bool,
     now: Time,
@@ -120,7 +123,6 @@ fn admit(
             reason: "CONNECT is not supported; send the request itself",
         });
     }
-    let snapshot = worker.snapshot();
     let host = || {
         parts
             .headers
@@ -132,8 +134,8 @@ fn admit(
         .authority()
         .map(http::uri::Authority::as_str)
         .or_else(host);
-    let place = target
-        .resolve(&snapshot, authority, worker.callers_namespace())
+    let (snapshot, place) = destination
+        .resolve(worker, authority)
         .inspect_err(|_| worker.shared.unrouted())?;
     let port = &snapshot.services[place.service].ports[place.port];
     if port.protocol == Protocol::Http1 {
@@ -158,6 +160,7 @@ fn admit(
 
 struct Run<'a> {
     worker: Rc<Worker>,
+    destination: &'a Destination,
     timer: Timer,
     exchange: &'a mut Exchange,
     parts: &'a http::request::Parts,
@@ -248,7 +251,7 @@ impl Run<'_> {
         let mut uri = http::uri::Parts::default();
         uri.scheme = Some(http::uri::Scheme::HTTP);
         uri.authority = authority.or_else(|| {
-            let address = self.exchange.endpoint()?.address;
+            let address = self.exchange.address()?;
             http::uri::Authority::try_from(address.to_string()).ok()
         });
         uri.path_and_query = self.parts.uri.path_and_query().cloned();
@@ -264,15 +267,18 @@ impl Run<'_> {
 
     /// A connection with room for a stream.
     async fn connect(&mut self) -> Result<SendRequest<Bytes>, Step> {
-        let Some(endpoint) = self.exchange.endpoint().map(|e| e.address) else {
+        let Some(endpoint) = self.exchange.address() else {
             return Err(Step::End);
         };
         let worker = self.worker.clone();
+        let destination = self.destination;
+        destination.chosen(&worker, self.exchange, endpoint);
+        let exit = Exit::new(&destination.origin, endpoint);
         let timeout = self.exchange.connect_timeout();
         let until = timeout.map(|t| self.now() + t);
         loop {
             let now = self.now();
-            let found = self.worker.h2_pool.borrow_mut().find(endpoint, now);
+            let found = self.worker.h2_pool.borrow_mut().find(exit, now);
             match found {
                 Found::Live(send, number) => {
                     // Ready or closed; a stream beyond the endpoint's limit
@@ -282,7 +288,7 @@ impl Run<'_> {
                             self.exchange.on_connection(true);
                             return Ok(send);
                         }
-                        Ok(Err(_)) => self.worker.h2_pool.borrow_mut().closing(endpoint, number),
+                        Ok(Err(_)) => self.worker.h2_pool.borrow_mut().closing(exit, number),
                         Err(interrupt) => return Err(self.no_connection(interrupt, timeout).await),
                     }
                 }
@@ -296,10 +302,12 @@ impl Run<'_> {
                     // Whoever waits for it is told whatever happens here.
                     let telling = Telling {
                         worker: self.worker.clone(),
-                        endpoint,
+                        exit,
                         done: false,
                     };
-                    let made = self.guarded(make(&worker, endpoint), until).await;
+                    let made = self
+                        .guarded(make(&worker, &destination.origin, endpoint), until)
+                        .await;
                     match made {
                         Ok(Ok((send, driver))) => {
                             telling.connected(send, driver);
@@ -618,7 +626,7 @@ impl Head {
 /// happens to the one who makes it.
 struct Telling {
     worker: Rc<Worker>,
-    endpoint: std::net::SocketAddr,
+    exit: Exit,
     done: bool,
 }
 
@@ -626,13 +634,13 @@ impl Telling {
     /// The driver runs until the connection ends.
     fn connected(mut self, send: SendRequest<Bytes>, driver: Driver) {
         self.done = true;
-        let (worker, endpoint) = (self.worker.clone(), self.endpoint);
-        let number = worker.h2_pool.borrow_mut().connected(endpoint, send);
+        let (worker, exit) = (self.worker.clone(), self.exit);
+        let number = worker.h2_pool.borrow_mut().connected(exit, send);
         tokio::task::spawn_local(async move {
             if let Err(error) = driver.await {
-                tracing::debug!(%error, %endpoint, "HTTP/2 connection to an endpoint ended");
+                tracing::debug!(%error, endpoint = %exit.endpoint, "HTTP/2 connection to an endpoint ended");
             }
-            worker.h2_pool.borrow_mut().closing(endpoint, number);
+            worker.h2_pool.borrow_mut().closing(exit, number);
         });
     }
 }
@@ -640,7 +648,7 @@ impl Telling {
 impl Drop for Telling {
     fn drop(&mut self) {
         if !self.done {
-            self.worker.h2_pool.borrow_mut().failed(self.endpoint);
+            self.worker.h2_pool.borrow_mut().failed(self.exit);
         }
     }
 }
@@ -648,9 +656,10 @@ impl Drop for Telling {
 /// Makes a connection and its driver.
 async fn make(
     worker: &Worker,
+    origin: &Origin,
     endpoint: std::net::SocketAddr,
 ) -> Result<(SendRequest<Bytes>, Driver), TryFailure> {
-    let io = dial(worker, endpoint)
+    let io = dial(worker, origin, endpoint)
         .await
         .map_err(|error| TryFailure::of_connect(&error))?;
     // Data that nobody acknowledges means that the endpoint is gone; the kernel

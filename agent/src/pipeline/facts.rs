@@ -1,5 +1,6 @@
 //! What the pipeline is told, and what it says.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use weir_resilience::retry::Pushback;
@@ -14,6 +15,47 @@ pub(crate) struct Place {
     /// Where the caller's namespace has rules of its own: which of the service's
     /// consumers, and the port there.
     pub(crate) consumer: Option<(usize, usize)>,
+    pub(crate) side: Side,
+    pub(crate) to: To,
+}
+
+impl Place {
+    /// Of a snapshot with one service and one port.
+    pub(crate) fn only() -> Place {
+        Place {
+            service: 0,
+            port: 0,
+            consumer: None,
+            side: Side::Both,
+            to: To::Any,
+        }
+    }
+}
+
+/// Which part of a policy this agent has to do for a request. Captured requests
+/// meet an agent on either side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// What acts where the caller is.
+    Caller,
+    /// What acts where the destination is.
+    Destination,
+    /// The agent is alone: all of it.
+    Both,
+}
+
+/// Where a request's tries go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum To {
+    /// To the endpoint that is chosen.
+    Any,
+    /// To this endpoint of the port alone, which the caller has chosen.
+    Endpoint(usize),
+    /// First to this endpoint, as the caller's last time.
+    Rather(usize),
+    /// To the address that the caller used: what this agent knows of endpoints
+    /// may be stale, and the node knows better.
+    Service(SocketAddr),
 }
 
 /// What the pipeline needs to know of a request besides its head.

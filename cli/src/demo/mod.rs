@@ -151,6 +151,8 @@ impl Stage {
             state_dir: None,
             workers: NonZeroUsize::MIN,
             drain_timeout: Duration::from_secs(1),
+            capture: None,
+            stale_after: weir_agent::STALE_AFTER,
         })
         .await?;
         timeout(WITHIN, agent.synced())

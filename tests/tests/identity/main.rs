@@ -130,6 +130,8 @@ async fn agent(node: &str, control_plane: SocketAddr, directory: &Path) -> Resul
         caller_namespace: None,
         workers: NonZeroUsize::MIN,
         drain_timeout: Duration::from_secs(1),
+        capture: None,
+        stale_after: weir_agent::STALE_AFTER,
     };
     Ok(Agent::start(config).await?)
 }

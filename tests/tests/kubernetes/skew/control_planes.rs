@@ -31,6 +31,8 @@ async fn agent(server: &Server) -> Result<Agent> {
         caller_namespace: None,
         workers: NonZeroUsize::MIN,
         drain_timeout: Duration::from_secs(1),
+        capture: None,
+        stale_after: weir_agent::STALE_AFTER,
     };
     Ok(Agent::start(config).await?)
 }
