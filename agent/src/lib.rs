@@ -44,3 +44,4 @@ pub use configuration::Listening;
 pub use control::{AddressError, ControlPlaneAddress};
 pub use features::{CAPTURE, FEATURES};
 pub use pods::Capturing;
+pub use weir_resilience::config::ExistingConnections;

@@ -3,11 +3,12 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use clap::Args;
-use weir_agent::{Agent, ControlPlaneAddress, Listening};
+use clap::{Args, ValueEnum};
+use weir_agent::{Agent, Capturing, ControlPlaneAddress, ExistingConnections, Listening};
 
-use crate::args::AgentOptions;
+use crate::args::{AgentOptions, duration};
 use crate::say::{aligned, say};
 use crate::signals::Signals;
 
@@ -42,6 +43,19 @@ pub(crate) struct Options {
         hide_env_values = true
     )]
     token_file: Option<PathBuf>,
+    /// Serve the connections of this node's pods: the socket of a
+    /// `weir agent capture` that has them come here.
+    #[arg(long, value_name = "SOCKET")]
+    capture: Option<PathBuf>,
+    /// What becomes of pods' connections that were open before they could be
+    /// captured: they live on as they were, or are ended a few at a time, and
+    /// come back captured. A policy can say otherwise.
+    #[arg(long, value_enum, default_value_t = Existing::Keep, requires = "capture")]
+    existing_connections: Existing,
+    /// Believe what is known of endpoints for so long without a control plane;
+    /// after that captured connections go to their Service's own address.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    stale_after: Duration,
     /// Be an explicit HTTP proxy at this address, such as 127.0.0.1:15081.
     #[arg(long, value_name = "ADDR")]
     proxy: Option<SocketAddr>,
@@ -52,6 +66,14 @@ pub(crate) struct Options {
     agent: AgentOptions,
 }
 
+/// [`Options::existing_connections`].
+#[derive(Clone, Copy, Debug, ValueEnum)]
+#[value(rename_all = "PascalCase")]
+enum Existing {
+    Keep,
+    Reset,
+}
+
 pub(crate) async fn execute(options: Options) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::catch()?;
     let control_plane = ControlPlaneAddress::new(
@@ -59,9 +81,17 @@ pub(crate) async fn execute(options: Options) -> anyhow::Result<ExitCode> {
         options.control_plane_ca,
         options.token_file,
     )?;
-    let config = options
+    let mut config = options
         .agent
         .config(control_plane, options.proxy, options.admin);
+    config.stale_after = options.stale_after;
+    config.capture = options.capture.map(|socket| Capturing {
+        socket,
+        existing: match options.existing_connections {
+            Existing::Keep => ExistingConnections::Keep,
+            Existing::Reset => ExistingConnections::Reset,
+        },
+    });
     say(&format!(
         "weir agent, node {}, control plane {}",
         config.node, config.control_plane
