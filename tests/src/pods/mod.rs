@@ -30,7 +30,7 @@ use crate::programs;
 
 pub use addresses::{Addresses, Family};
 pub use namespace::Namespace;
-pub use node::{Node, Pod};
+pub use node::{Node, Pod, end};
 pub use policies::{Counter, Hook, Policy};
 use services::Services;
 pub use services::{KubeProxy, Service};

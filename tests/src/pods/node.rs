@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::net::SocketAddr;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 use anyhow::{Context as _, Result};
 use tempfile::TempDir;
@@ -20,6 +22,9 @@ const ROUTED_GATEWAY: &str = "169.254.1.1";
 /// The hardware address of every node's end in Calico, and the link-local address that it makes.
 const ROUTED_HARDWARE: &str = "ee:ee:ee:ee:ee:ee";
 const ROUTED_GATEWAY_V6: &str = "fe80::ecee:eeff:feee:eeee";
+
+/// Threads that start and end pods: an end waits for the kernel most of the time.
+const AT_A_TIME: usize = 8;
 
 /// For every namespace: an address is there at once, without asking whether
 /// somebody else has it; IPv6 is on, whatever the machine's own default is.
@@ -154,6 +159,16 @@ impl Node {
         }
         pod.inside.ip(&of_pod)?;
         Ok(pod)
+    }
+
+    /// Starts pods with these names, several at a time.
+    ///
+    /// # Errors
+    /// As [`Node::pod`].
+    pub fn pods(&self, names: &[String]) -> Result<Vec<Pod>> {
+        in_parallel(names.iter().collect(), |name| self.pod(name))
+            .into_iter()
+            .collect()
     }
 
     /// What `ip` has to do on the node and then in the pod.
@@ -304,6 +319,28 @@ impl Pod {
         let bridged = self.topology == Topology::Bridge { br_netfilter: true };
         Policy::new(&self.taken.node, self, traffic, allowed, bridged)
     }
+}
+
+/// Ends pods, several at a time.
+pub fn end(pods: Vec<Pod>) {
+    in_parallel(pods, drop);
+}
+
+/// Works on all of them, each thread on a share. The results are in order.
+fn in_parallel<T: Send, R: Send>(mut items: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
+    let share = items.len().div_ceil(AT_A_TIME).max(1);
+    thread::scope(|scope| {
+        let mut shares = Vec::new();
+        while !items.is_empty() {
+            let rest = items.split_off(share.min(items.len()));
+            let items = std::mem::replace(&mut items, rest);
+            let work = &work;
+            shares.push(scope.spawn(move || items.into_iter().map(work).collect::<Vec<_>>()));
+        }
+        let results = shares.into_iter().map(|share| share.join());
+        let results = results.map(|share| share.unwrap_or_else(|panic| resume_unwind(panic)));
+        results.flatten().collect()
+    })
 }
 
 /// A pod's place on its node.

@@ -3,25 +3,38 @@
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::panic::resume_unwind;
 use std::path::Path;
+use std::thread;
 
 use anyhow::{Context as _, Result, ensure};
+use tokio::runtime::Handle;
 use tokio::time::Instant;
-use weir_tests::pods::{Family, Hook, KubeProxy, Network, Pod, Policy, Topology};
+use weir_tests::pods::{Family, Hook, KubeProxy, Network, Pod, Policy, Topology, end};
 
 use crate::shop::{PORTS, Shop, ask, cases};
 
-/// Runs a test in every topology with every kind of kube-proxy.
-fn everywhere(test: impl Fn(&Shop, Topology) -> Result<()>) -> Result<()> {
-    for topology in Topology::ALL {
-        for proxy in KubeProxy::BOTH {
-            let Some(shop) = Shop::open(topology, proxy)? else {
-                return Ok(());
-            };
-            test(&shop, topology).map_err(|e| e.context(format!("{topology:?}, {proxy:?}")))?;
-        }
-    }
-    Ok(())
+/// Runs a test in every topology with every kind of kube-proxy. Topologies have
+/// nothing in common, and most of the time is spent in waiting for the kernel.
+fn everywhere(test: impl Fn(&Shop, Topology) -> Result<()> + Sync) -> Result<()> {
+    let (test, runtime) = (&test, Handle::current());
+    thread::scope(|scope| {
+        let within = Topology::ALL.map(|topology| {
+            let runtime = &runtime;
+            scope.spawn(move || {
+                let _servers = runtime.enter();
+                for proxy in KubeProxy::BOTH {
+                    if let Some(shop) = Shop::open(topology, proxy)? {
+                        test(&shop, topology)
+                            .with_context(|| format!("{topology:?}, {proxy:?}"))?;
+                    }
+                }
+                Ok(())
+            })
+        });
+        let mut ended = within.into_iter().map(|thread| thread.join());
+        ended.try_for_each(|end| end.unwrap_or_else(|panic| resume_unwind(panic)))
+    })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -196,6 +209,16 @@ fn networks_and_pods_are_made_in_moments() -> Result<()> {
         drop((pods, network));
         println!("{topology:?}: ended in {:?}", start.elapsed());
     }
+    let Some(network) = Network::new(Topology::Ptp, KubeProxy::Nftables, 1)? else {
+        return Ok(());
+    };
+    let names: Vec<_> = (0..110).map(|n| format!("pod-{n}")).collect();
+    let start = Instant::now();
+    let pods = network.node(0).pods(&names)?;
+    println!("110 pods on a node in {:?}", start.elapsed());
+    let start = Instant::now();
+    end(pods);
+    println!("ended in {:?}", start.elapsed());
     Ok(())
 }
 
