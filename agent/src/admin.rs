@@ -11,6 +11,7 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use tokio::sync::{Mutex, watch};
+use weir_resilience::shed::Cause;
 
 use crate::clock::Clock;
 use crate::configuration::Configuration;
@@ -18,6 +19,7 @@ use crate::discovery::Progress;
 use crate::metrics::{Counter, LATENCY_BOUNDS_US, Totals};
 use crate::registry::Registry;
 use crate::report::{STATES, Transitions};
+use crate::snapshot::Shedder;
 use crate::worker::Shared;
 
 /// What the pages are made from.
@@ -30,6 +32,15 @@ pub(crate) struct Admin {
     pub(crate) configuration: Arc<Mutex<Configuration>>,
     pub(crate) progress: watch::Receiver<Progress>,
     pub(crate) draining: watch::Receiver<bool>,
+}
+
+/// What a figure is called on `/metrics`.
+fn figure_label(cause: Cause) -> &'static str {
+    match cause {
+        Cause::Cpu => "cpu",
+        Cause::CpuPressure => "cpu_pressure",
+        Cause::MemoryPressure => "memory_pressure",
+    }
 }
 
 /// The pages.
@@ -169,6 +180,7 @@ impl Admin {
         }
         self.breakers(&mut out);
         self.bulkheads(&mut out);
+        self.load(&mut out);
         self.process(&mut out);
         out
     }
@@ -223,6 +235,54 @@ impl Admin {
             let _ = writeln!(
                 out,
                 "weir_circuit_breaker_rejected_total{{service=\"{id}\",breaker=\"{key}\"}} {count}"
+            );
+        }
+    }
+
+    fn load(&self, out: &mut String) {
+        let now = self.clock.now();
+        let snapshot = self.shared.snapshot.load_full();
+        let mut all = snapshot.sheds();
+        all.sort_by_key(|of| (of.service, of.endpoint));
+        all.dedup_by_key(|of| (of.service, of.endpoint));
+        head(
+            out,
+            "weir_endpoint_load_ratio",
+            "gauge",
+            "Of an endpoint that sheds: the figures that it goes by, 0 to 1.",
+        );
+        for Shedder {
+            service,
+            endpoint,
+            shed,
+            ..
+        } in &all
+        {
+            for (cause, figure) in shed.figures(now) {
+                let (label, value) = (figure_label(cause), figure.ratio());
+                let _ = writeln!(
+                    out,
+                    "weir_endpoint_load_ratio{{service=\"{service}\",endpoint=\"{endpoint}\",figure=\"{label}\"}} {value}"
+                );
+            }
+        }
+        head(
+            out,
+            "weir_load_shedding_ratio",
+            "gauge",
+            "Share of an endpoint's requests that is refused for its load now, 0 to 1.",
+        );
+        for Shedder {
+            service,
+            endpoint,
+            shed,
+            ..
+        } in &all
+        {
+            let value = shed.refuses(now).ratio();
+            let _ = writeln!(
+                out,
+                "weir_load_shedding_ratio{{service=\"{service}\",endpoint=\"{endpoint}\"}} {value}"
             );
         }
     }

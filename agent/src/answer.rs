@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, StatusCode};
+use weir_resilience::shed;
 
 /// Why the agent answers itself.
 #[derive(Clone, Debug)]
@@ -29,6 +30,8 @@ pub(crate) enum Answer {
     },
     /// Every endpoint is at `loadShedding.concurrency.max`.
     ConcurrencyLimit { limit: u32 },
+    /// The endpoint is overloaded, by `loadShedding.cpu` or `pressure`.
+    Shed(shed::Refused),
     /// The service has no ready endpoint.
     NoEndpoints { service: Arc<str> },
     /// The request names no service that this agent knows.
@@ -98,6 +101,15 @@ impl Answer {
                 code::UNAVAILABLE,
                 "connection_limit_reached",
                 "concurrency_limit",
+            ),
+            Answer::Shed(refused) => (
+                503,
+                code::UNAVAILABLE,
+                "destination_unavailable",
+                match refused.cause {
+                    shed::Cause::Cpu => "shed_cpu",
+                    shed::Cause::CpuPressure | shed::Cause::MemoryPressure => "shed_pressure",
+                },
             ),
             Answer::NoEndpoints { .. } => (
                 503,
@@ -186,6 +198,8 @@ impl Answer {
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
             Answer::BreakerOpen { retry_after, .. } => *retry_after,
+            // Sooner, the figure is still the same.
+            Answer::Shed(_) => Some(shed::FOLLOWS),
             _ => None,
         }
     }
@@ -297,6 +311,7 @@ impl fmt::Display for Answer {
                     "every endpoint has {limit} requests, the most it is given"
                 )
             }
+            Answer::Shed(refused) => write!(f, "load is shed: {refused}"),
             Answer::NoEndpoints { service } => {
                 write!(f, "service {service} has no ready endpoints")
             }

@@ -13,11 +13,13 @@ use tokio::task::JoinHandle;
 
 use crate::admin::{self, Admin};
 use crate::beat::Beats;
+use crate::cgroup::{Kernel, Sampler};
 use crate::clock::Clock;
 use crate::configuration::{Configuration, Listening};
 use crate::connection;
 use crate::control::{ControlPlane, ControlPlaneAddress};
 use crate::discovery::{self, Progress};
+use crate::load;
 use crate::pods::{Capturing, Keeper, Pods};
 use crate::registry::Registry;
 use crate::report::{Reporter, Transitions};
@@ -58,6 +60,8 @@ pub struct Config {
     pub workers: NonZeroUsize,
     /// How long requests under way may take once the agent is told to end.
     pub drain_timeout: Duration,
+    /// Where the kernel tells how busy this machine and its pods are.
+    pub kernel: Kernel,
 }
 
 /// Why an agent does not start.
@@ -115,7 +119,8 @@ impl Agent {
         let control_plane = ControlPlane::new(config.control_plane);
         let workers = config.workers.get();
         let shared = Arc::new(Shared::new(workers, config.caller_namespace));
-        let registry = Arc::new(Registry::new(workers));
+        let sampler = Arc::new(Sampler::new(config.kernel));
+        let registry = Arc::new(Registry::new(workers, sampler.clone()));
         let store = match &config.state_dir {
             None => None,
             Some(path) => Some(Store::open(path).map_err(|source| StartError::State {
@@ -132,7 +137,7 @@ impl Agent {
             .capture
             .map(|capturing| {
                 let beats = Beats::new(shared.clone());
-                Keeper::new(capturing, commands.clone(), beats)
+                Keeper::new(capturing, commands.clone(), beats, sampler.clone())
             })
             .unzip();
         let mut configuration = Configuration::new(
@@ -224,6 +229,11 @@ impl Agent {
             coverage: pods.as_ref().map(Pods::coverage),
         };
         tasks.push(tokio::spawn(reporter.run(control_plane)));
+        let sheds = shared.clone();
+        tasks.push(tokio::spawn(async move {
+            let tell = |now| load::tell(&sheds.snapshot.load(), now);
+            sampler.run(|| clock.now(), tell).await;
+        }));
         tasks.push(tokio::spawn(async move {
             let mut sweep = tokio::time::interval(SWEEP);
             loop {

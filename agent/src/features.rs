@@ -10,7 +10,10 @@ pub const FEATURES: &[&str] = &[
     "retries",
     "circuitBreaker",
     "bulkheads",
+    "bulkheads.from",
     "loadShedding.concurrency.max",
+    "loadShedding.cpu",
+    "loadShedding.pressure",
     "consumerPolicies",
 ];
 

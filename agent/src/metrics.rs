@@ -60,6 +60,8 @@ counters! {
     AnswerBulkheadFull => "weir_answers_total", "bulkhead_full";
     AnswerBulkheadWait => "weir_answers_total", "bulkhead_wait";
     AnswerConcurrencyLimit => "weir_answers_total", "concurrency_limit";
+    AnswerShedCpu => "weir_answers_total", "shed_cpu";
+    AnswerShedPressure => "weir_answers_total", "shed_pressure";
     AnswerNoEndpoints => "weir_answers_total", "no_endpoints";
     AnswerConnectFailed => "weir_answers_total", "connect_failed";
     AnswerConnectTimeout => "weir_answers_total", "connect_timeout";
@@ -174,8 +176,17 @@ mod tests {
 
     #[test]
     fn every_reason_to_answer_has_a_counter() {
+        use weir_resilience::shed;
+
         use crate::answer::Answer;
         let after = Duration::from_secs(1);
+        let shed = |cause| {
+            Answer::Shed(shed::Refused {
+                cause,
+                figure: shed::Share::default(),
+                limit: shed::Share::default(),
+            })
+        };
         let all = [
             Answer::BreakerOpen {
                 breaker: "b".into(),
@@ -190,6 +201,9 @@ mod tests {
                 waited: after,
             },
             Answer::ConcurrencyLimit { limit: 1 },
+            shed(shed::Cause::Cpu),
+            shed(shed::Cause::CpuPressure),
+            shed(shed::Cause::MemoryPressure),
             Answer::NoEndpoints {
                 service: "s".into(),
             },

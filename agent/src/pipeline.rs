@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! admit      route → deadline → bulkhead (caller)
-//! next_try   ┌ breaker → endpoint → bulkhead (destination) → concurrency
+//! next_try   ┌ breaker → endpoint → bulkhead (destination) → load → concurrency
 //! (driver)   │ pool → upstream
 //! on_head    │ classify → record → retry?  ── Retry(after) ──▶ next_try
 //! on_failure └                             ── Forward / Answer
@@ -147,6 +147,7 @@ impl Exchange {
         // A permit in `current` is given back whatever happens next.
         self.current = Some(Try {
             endpoint: usize::MAX,
+            random,
             permit,
             started: now,
             took: None,

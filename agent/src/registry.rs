@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dashmap::DashMap;
+use dashmap::{DashMap, Entry};
 use weir_resilience::Time;
 use weir_resilience::balance::Load;
 use weir_resilience::breaker::Breaker;
@@ -15,7 +15,9 @@ use weir_resilience::budget::Budget;
 use weir_resilience::bulkhead::Bulkhead;
 use weir_resilience::config;
 use weir_resilience::config::ServiceId;
+use weir_resilience::shed::Shed;
 
+use crate::cgroup::Sampler;
 use crate::metrics::PortMetrics;
 
 /// Both clocks at one moment.
@@ -36,18 +38,22 @@ pub(crate) struct Registry {
     budgets: DashMap<(ServiceId, String), Arc<Budget>>,
     bulkheads: DashMap<(ServiceId, String, Option<SocketAddr>), Arc<Bulkhead>>,
     loads: DashMap<(ServiceId, SocketAddr), Arc<Load>>,
+    sheds: DashMap<(ServiceId, String, SocketAddr), Arc<Shed>>,
+    sampler: Arc<Sampler>,
     metrics: DashMap<PortName, Arc<PortMetrics>>,
 }
 
 impl Registry {
-    /// `shards` is the number of workers.
-    pub(crate) fn new(shards: usize) -> Registry {
+    /// `shards` is the number of workers; `sampler` measures endpoints.
+    pub(crate) fn new(shards: usize, sampler: Arc<Sampler>) -> Registry {
         Registry {
             shards,
             breakers: DashMap::new(),
             budgets: DashMap::new(),
             bulkheads: DashMap::new(),
             loads: DashMap::new(),
+            sheds: DashMap::new(),
+            sampler,
             metrics: DashMap::new(),
         }
     }
@@ -109,6 +115,33 @@ impl Registry {
         })
     }
 
+    /// `None` where the section does not go by what is measured.
+    pub(crate) fn shed(
+        &self,
+        id: &ServiceId,
+        config: &config::LoadShedding,
+        endpoint: SocketAddr,
+    ) -> Option<Arc<Shed>> {
+        let measured = self.sampler.measured(endpoint.ip());
+        let cpu = match config.cpu.map(|cpu| cpu.source) {
+            Some(config::CpuSource::Node) => &measured.node,
+            Some(config::CpuSource::Pod) | None => &measured.pod,
+        };
+        let new = Shed::new(config, cpu, &measured.pod)?;
+        // No guard of the map leaves this function.
+        let shed = match self.sheds.entry((id.clone(), config.key.clone(), endpoint)) {
+            Entry::Occupied(mut known) => {
+                if !known.get().judges_like(&new) {
+                    let next = new.continuing(known.get());
+                    known.insert(Arc::new(next));
+                }
+                known.get().clone()
+            }
+            Entry::Vacant(place) => place.insert(Arc::new(new)).clone(),
+        };
+        Some(shed)
+    }
+
     /// What is counted of a port, at the destination's side or else.
     pub(crate) fn metrics(&self, id: &ServiceId, port: u16, destination: bool) -> Arc<PortMetrics> {
         get_or_insert(&self.metrics, (id.clone(), port, destination), || {
@@ -164,6 +197,7 @@ impl Registry {
         self.budgets.retain(|_, b| Arc::strong_count(b) > 1);
         self.bulkheads.retain(|_, b| Arc::strong_count(b) > 1);
         self.loads.retain(|_, l| Arc::strong_count(l) > 1);
+        self.sheds.retain(|_, s| Arc::strong_count(s) > 1);
         self.metrics.retain(|_, m| Arc::strong_count(m) > 1);
     }
 }

@@ -15,6 +15,7 @@ use weir_resilience::budget::Budget;
 use weir_resilience::bulkhead::Bulkhead;
 use weir_resilience::config;
 use weir_resilience::config::{RequestView, ServiceId};
+use weir_resilience::shed::Shed;
 
 use crate::metrics::PortMetrics;
 use crate::pipeline::{Place, Side, To};
@@ -157,12 +158,22 @@ pub(crate) struct PartitionPerEndpoint {
     pub(crate) machines: Vec<Arc<Bulkhead>>,
 }
 
-/// The most requests at one endpoint.
+/// What keeps endpoints from being given more than they can do. Both lists are in
+/// the order of [`Port::endpoints`].
 pub(crate) struct Shedding {
-    pub(crate) max: u32,
     pub(crate) mode: config::Mode,
-    /// In the order of [`Port::endpoints`].
-    pub(crate) machines: Vec<Arc<Bulkhead>>,
+    /// The most requests at one endpoint.
+    pub(crate) limit: Option<(u32, Vec<Arc<Bulkhead>>)>,
+    /// By what is measured of it.
+    pub(crate) sheds: Option<Vec<Arc<Shed>>>,
+}
+
+/// What sheds load for one endpoint.
+pub(crate) struct Shedder<'s> {
+    pub(crate) service: &'s Arc<str>,
+    pub(crate) endpoint: SocketAddr,
+    pub(crate) shadow: bool,
+    pub(crate) shed: &'s Arc<Shed>,
 }
 
 /// One place where requests go.
@@ -323,6 +334,27 @@ impl Snapshot {
             let breakers = service.breakers.iter().chain(consumers);
             breakers.map(|breaker| (&service.id, breaker))
         })
+    }
+
+    /// Everything that sheds by measured load, with its service and endpoint. One
+    /// that several ports or routes have is told several times.
+    pub(crate) fn sheds(&self) -> Vec<Shedder<'_>> {
+        let mut all = Vec::new();
+        for service in &self.services {
+            for port in &service.ports {
+                for shedding in port.rules.all().filter_map(|rules| rules.shedding.as_ref()) {
+                    let sheds = shedding.sheds.iter().flatten();
+                    let each = port.endpoints.iter().zip(sheds);
+                    all.extend(each.map(|(endpoint, shed)| Shedder {
+                        service: &service.label,
+                        endpoint: endpoint.address,
+                        shadow: shedding.mode == config::Mode::Shadow,
+                        shed,
+                    }));
+                }
+            }
+        }
+        all
     }
 
     /// The place of a service, by its identity.
@@ -612,13 +644,16 @@ fn rules(
                 machines: per_endpoint(&b.key, b.max_concurrent.get(), b.max_queue, b.max_wait),
             })
             .collect(),
-        shedding: policy.shedding.as_ref().and_then(|s| {
-            let max = s.max_concurrency?.get();
-            Some(Shedding {
-                max,
-                mode: s.mode,
-                machines: per_endpoint(&s.key, max, 0, None),
-            })
+        shedding: policy.shedding.as_ref().map(|s| Shedding {
+            mode: s.mode,
+            limit: s.max_concurrency.map(|max| {
+                let max = max.get();
+                (max, per_endpoint(&s.key, max, 0, None))
+            }),
+            sheds: places
+                .iter()
+                .map(|e| registry.shed(id, s, e.address))
+                .collect(),
         }),
     }
 }

@@ -62,6 +62,7 @@ impl AgentOptions {
             drain_timeout: self.drain_timeout,
             capture: None,
             stale_after: weir_agent::STALE_AFTER,
+            kernel: weir_agent::Kernel::default(),
         }
     }
 }

@@ -18,7 +18,7 @@ use std::time::Duration;
 use crate::Time;
 use crate::config::{CpuShedding, LoadShedding, Percent};
 use crate::random::{below_or_at, mix};
-use crate::sync::{AtomicU64, Ordering, Padded};
+use crate::sync::{AtomicU64, Ordering};
 
 #[cfg(test)]
 #[cfg(not(loom))]
@@ -28,7 +28,7 @@ mod tests;
 /// covered 63 % after it and 95 % after three. Shorter, and the share of
 /// refusals swings by itself from twice the load that a pod can carry; longer,
 /// and a pod has seconds of work before it is relieved.
-const FOLLOWS: Duration = Duration::from_secs(1);
+pub const FOLLOWS: Duration = Duration::from_secs(1);
 /// A figure whose last sample is older says nothing.
 const STALE: Duration = Duration::from_secs(2);
 /// A load that stays below its thresholds for so long is told as having ended.
@@ -64,9 +64,9 @@ impl Share {
         self.0 / (ALL / 100)
     }
 
-    /// In millionths.
-    pub const fn millionths(self) -> u32 {
-        self.0
+    /// From 0 to 1.
+    pub fn ratio(self) -> f64 {
+        f64::from(self.0) / f64::from(ALL)
     }
 }
 
@@ -85,7 +85,7 @@ impl fmt::Display for Share {
 pub struct Figure {
     /// When it was sampled, in milliseconds and one more (44 bits, 0 = never),
     /// and the share (20 bits).
-    word: Padded<AtomicU64>,
+    word: AtomicU64,
 }
 
 impl Figure {
@@ -304,10 +304,22 @@ impl Shed {
         }
     }
 
-    /// The rule that refuses the largest share, with that share.
+    /// The figures that it goes by, those that are known.
+    pub fn figures(&self, now: Time) -> impl Iterator<Item = (Cause, Share)> {
+        let judged = self.judged(now).into_iter().flatten();
+        judged.map(|(_, judged)| (judged.cause, judged.figure))
+    }
+
+    /// The judgement that refuses the largest share, with that share.
     fn worst(&self, now: Time) -> Option<(Share, Refused)> {
-        let judge = |rule: &Rule, cause, figure: &Figure| {
-            let figure = figure.read(now)?;
+        let judged = self.judged(now).into_iter().flatten();
+        judged.max_by_key(|(refuses, _)| *refuses)
+    }
+
+    fn judged(&self, now: Time) -> [Option<(Share, Refused)>; 3] {
+        let judge = |rule: &Option<Rule>, cause, of: fn(&Figures) -> &Figure| {
+            let rule = rule.as_ref()?;
+            let figure = of(&rule.of).read(now)?;
             let refused = Refused {
                 cause,
                 figure,
@@ -315,23 +327,11 @@ impl Shed {
             };
             Some((rule.ramp.refuses(figure), refused))
         };
-        let cpu = (self.cpu.as_ref()).and_then(|rule| judge(rule, Cause::Cpu, &rule.of.cpu));
-        let pressure = self.pressure.as_ref().and_then(|rule| {
-            let cpu = judge(rule, Cause::CpuPressure, &rule.of.cpu_pressure);
-            let memory = judge(rule, Cause::MemoryPressure, &rule.of.memory_pressure);
-            larger(cpu, memory)
-        });
-        larger(cpu, pressure)
-    }
-}
-
-/// The one that refuses more; of equals the first.
-fn larger(
-    one: Option<(Share, Refused)>,
-    other: Option<(Share, Refused)>,
-) -> Option<(Share, Refused)> {
-    match (one, other) {
-        (Some(one), Some(other)) if other.0 > one.0 => Some(other),
-        (one, other) => one.or(other),
+        let pressure = &self.pressure;
+        [
+            judge(&self.cpu, Cause::Cpu, |of| &of.cpu),
+            judge(pressure, Cause::CpuPressure, |of| &of.cpu_pressure),
+            judge(pressure, Cause::MemoryPressure, |of| &of.memory_pressure),
+        ]
     }
 }

@@ -8,10 +8,11 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::Value;
 use tempfile::TempDir;
-use weir_agent::{Agent, ControlPlaneAddress};
+use weir_agent::{Agent, ControlPlaneAddress, Kernel};
 use weir_control_plane::{Config, ControlPlane};
 
 use crate::call;
+use crate::machine::Machine;
 use crate::wait::eventually;
 
 /// Manifests in a directory of their own, as a person would edit them.
@@ -98,6 +99,19 @@ impl House {
 
     /// The same, with all callers in the namespace `callers`.
     pub async fn start_for(manifests: Manifests, callers: Option<&str>) -> Result<House> {
+        House::start_with(manifests, callers, Kernel::default()).await
+    }
+
+    /// The same on a machine that is as busy as this kernel tells.
+    pub async fn start_on(manifests: Manifests, machine: &Machine) -> Result<House> {
+        House::start_with(manifests, None, machine.kernel()).await
+    }
+
+    async fn start_with(
+        manifests: Manifests,
+        callers: Option<&str>,
+        kernel: Kernel,
+    ) -> Result<House> {
         let control_plane =
             ControlPlane::start(Config::new(vec![manifests.path().to_owned()])).await?;
         let agent = Agent::start(weir_agent::Config {
@@ -115,6 +129,7 @@ impl House {
             drain_timeout: Duration::from_secs(3),
             capture: None,
             stale_after: weir_agent::STALE_AFTER,
+            kernel,
         })
         .await?;
         agent.synced().await;

@@ -1,6 +1,7 @@
 //! What Weir's tests across crates share: a whole Weir in a temporary
 //! directory ([`House`]), destinations that do what a test tells them
-//! ([`Backend`]), callers ([`call`]), the programs of others
+//! ([`Backend`]), callers ([`call`]), a machine as busy as a test says
+//! ([`Machine`]), the programs of others
 //! ([`programs`]), a real Kubernetes API server ([`kubernetes`]), a network of a
 //! test's own ([`netns`]), nodes with pods out of network namespaces ([`pods`]), and the wire by hand ([`wire`]).
 //!
@@ -14,6 +15,7 @@ pub mod backend;
 pub mod call;
 mod house;
 pub mod kubernetes;
+mod machine;
 pub mod netns;
 pub mod pods;
 pub mod programs;
@@ -22,4 +24,5 @@ pub mod wire;
 
 pub use backend::{Backend, Reply};
 pub use house::{House, Manifests, policy};
+pub use machine::Machine;
 pub use wait::{eventually, eventually_within};

@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use anyhow::{Context, Result};
-use weir_tests::{Backend, House, call};
+use weir_tests::{Backend, House, Machine, Manifests, call, eventually};
 
-const EVERY_SECTION: &str = "  timeouts: {request: 20s}\n  retries: {}\n  circuitBreaker: {minimumRequests: 3, failurePercent: 60, open: {duration: 1s, jitterPercent: 0}, halfOpen: {rampUp: 0s}}\n  bulkheads: [{name: a, at: Caller, maxConcurrent: 100}]\n  loadShedding: {concurrency: {max: 100}}";
+const EVERY_SECTION: &str = "  timeouts: {request: 20s}\n  retries: {}\n  circuitBreaker: {minimumRequests: 3, failurePercent: 60, open: {duration: 1s, jitterPercent: 0}, halfOpen: {rampUp: 0s}}\n  bulkheads: [{name: a, at: Caller, maxConcurrent: 100}]\n  loadShedding: {concurrency: {max: 100}, cpu: {}, pressure: {somePercent: 90}}";
 
 /// One family as its page tells of it.
 struct Family {
@@ -70,9 +70,19 @@ fn table(page: &str) -> String {
 #[tokio::test]
 async fn the_documented_metrics_are_the_served_ones() -> Result<()> {
     let backend = Backend::always(200).await;
-    let house = House::payments(&[backend.address()], EVERY_SECTION).await?;
+    let manifests = Manifests::new()?;
+    manifests.service("payments", &[backend.address()])?;
+    manifests.policy("payments", EVERY_SECTION)?;
+    let machine = Machine::idle()?;
+    let house = House::start_on(manifests, &machine).await?;
     call::get(house.listener("payments").await, "/").await?;
     house.breaker_is("payments", "Closed").await;
+    eventually("the machine's load to be known", || async {
+        let text = house.metrics().await.unwrap_or_default();
+        let known = text.contains("figure=\"cpu_pressure\"");
+        known.then_some(()).ok_or("no figure")
+    })
+    .await;
     let admin = house
         .control_plane()
         .admin_addr()

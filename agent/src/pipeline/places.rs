@@ -116,6 +116,8 @@ impl Exchange {
         Ok(())
     }
 
+    /// The last things that stand before the endpoint: whether it is overloaded,
+    /// and whether it has room.
     fn enter_limit(&mut self, now: Time) -> Result<(), Answer> {
         let snapshot = self.snapshot.clone();
         let rules = snapshot.at_destination(self.place);
@@ -125,20 +127,24 @@ impl Exchange {
         let Some(current) = &mut self.current else {
             return Ok(());
         };
-        let machine = &shedding.machines[current.endpoint];
-        match machine.enter(now) {
-            Entry::Granted => {
-                current.limit = Some(Seat(machine.clone()));
-                Ok(())
+        let sheds = shedding.sheds.as_ref();
+        let admitted = sheds.map_or(Ok(()), |s| s[current.endpoint].admit(now, current.random));
+        let mut answer = admitted.err().map(Answer::Shed);
+        if answer.is_none()
+            && let Some((limit, machines)) = &shedding.limit
+        {
+            let machine = &machines[current.endpoint];
+            match machine.enter(now) {
+                Entry::Granted => current.limit = Some(Seat(machine.clone())),
+                _ => answer = Some(Answer::ConcurrencyLimit { limit: *limit }),
             }
-            _ if shedding.mode == Mode::Shadow => {
-                self.count(Counter::ShadowShedding);
-                Ok(())
-            }
-            _ => Err(Answer::ConcurrencyLimit {
-                limit: shedding.max,
-            }),
         }
+        match answer {
+            Some(_) if shedding.mode == Mode::Shadow => self.count(Counter::ShadowShedding),
+            Some(answer) => return Err(answer),
+            None => {}
+        }
+        Ok(())
     }
 
     /// A place, `None` where the caller has to wait for it or where the

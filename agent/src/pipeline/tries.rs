@@ -13,6 +13,8 @@ use crate::metrics::Counter;
 /// One try on its way.
 pub(super) struct Try {
     pub(super) endpoint: usize,
+    /// Drawn for it.
+    pub(super) random: u64,
     pub(super) permit: Option<breaker::Permit>,
     pub(super) started: Time,
     /// How long it took to answer, once the answer is a stream.

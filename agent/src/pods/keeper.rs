@@ -16,6 +16,7 @@ use super::pod::{Pod, Want};
 use super::{Capturing, Pods, Wanted};
 use crate::beat::Beats;
 use crate::capture::wire::{self, Given, ask};
+use crate::cgroup::{Sampler, Watch};
 use crate::worker::{Command, Commands, Entrance, Shared};
 
 /// How often the workers' beat is told to capture. After three without one it
@@ -62,6 +63,7 @@ struct State {
     shared: Arc<Shared>,
     workers: Commands,
     wants: mpsc::Sender<Want>,
+    sampler: Arc<Sampler>,
     next_pod: u64,
     next_listener: u64,
     held: BTreeMap<String, Held>,
@@ -72,6 +74,8 @@ struct State {
 struct Held {
     plan: Plan,
     pod: Arc<Pod>,
+    /// How busy it is, for those who ask.
+    _watch: Watch,
     listeners: Vec<u64>,
     /// Connections that go past Weir, by the place in the plan: outbound, then
     /// inbound. Empty: not known.
@@ -79,7 +83,12 @@ struct Held {
 }
 
 impl Keeper {
-    pub(crate) fn new(capturing: Capturing, workers: Commands, beats: Beats) -> (Keeper, Pods) {
+    pub(crate) fn new(
+        capturing: Capturing,
+        workers: Commands,
+        beats: Beats,
+        sampler: Arc<Sampler>,
+    ) -> (Keeper, Pods) {
         let (wanted_tx, wanted) = watch::channel(Wanted::default());
         let (settled, settled_rx) = watch::channel(Settled::default());
         let (coverage, coverage_rx) = watch::channel(proto::Coverage::default());
@@ -94,6 +103,7 @@ impl Keeper {
             shared: beats.shared.clone(),
             workers,
             wants: wants_tx,
+            sampler,
             next_pod: 1,
             next_listener: FIRST_LISTENER,
             held: BTreeMap::new(),
@@ -316,6 +326,7 @@ impl State {
                 let listeners = self.listen(&pod, answered);
                 let held = Held {
                     plan: plan.clone(),
+                    _watch: self.sampler.watch(uid, &plan.pod.addresses),
                     pod,
                     listeners,
                     existing: Vec::new(),

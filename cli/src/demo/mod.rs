@@ -153,6 +153,7 @@ impl Stage {
             drain_timeout: Duration::from_secs(1),
             capture: None,
             stale_after: weir_agent::STALE_AFTER,
+            kernel: weir_agent::Kernel::default(),
         })
         .await?;
         timeout(WITHIN, agent.synced())

@@ -323,6 +323,9 @@ impl Work<'_> {
             if !policy.bulkheads.is_empty() {
                 self.requires.insert("bulkheads");
             }
+            if policy.bulkheads.iter().any(sections::asks_who_calls) {
+                self.requires.insert("bulkheads.from");
+            }
         }
         if self.consumer.is_none()
             && let Some(origin) = origin(Section::LoadShedding)
@@ -332,8 +335,14 @@ impl Work<'_> {
             let given = origin.sections.load_shedding.as_ref();
             policy.load_shedding =
                 given.and_then(|given| sections::load_shedding(given, key, shadow));
-            if policy.load_shedding.is_some() {
-                self.requires.insert("loadShedding.concurrency.max");
+            if let Some(shedding) = &policy.load_shedding {
+                let parts = [
+                    (shedding.max_concurrency > 0, "loadShedding.concurrency.max"),
+                    (shedding.cpu.is_some(), "loadShedding.cpu"),
+                    (shedding.pressure.is_some(), "loadShedding.pressure"),
+                ];
+                let given = parts.iter().filter(|(given, _)| *given);
+                self.requires.extend(given.map(|(_, feature)| *feature));
             }
         }
         policy

@@ -116,8 +116,7 @@ pub(super) fn breaker(
     }
 }
 
-/// Without those that ask who calls; the one named `default` last, for it takes
-/// what belongs to no other.
+/// The one named `default` is the last, for it takes what belongs to no other.
 pub(super) fn bulkheads(
     given: &[api::Bulkhead],
     scope: &str,
@@ -125,38 +124,38 @@ pub(super) fn bulkheads(
 ) -> Vec<proto::Bulkhead> {
     let mut bulkheads: Vec<_> = given
         .iter()
-        .filter(|bulkhead| !asks_who_calls(bulkhead))
-        .map(|bulkhead| proto::Bulkhead {
-            key: format!("{scope}.{}", bulkhead.name),
-            name: bulkhead.name.clone(),
-            at: match bulkhead.at {
-                api::BulkheadSide::Caller => proto::BulkheadSide::Caller,
-                api::BulkheadSide::Destination => proto::BulkheadSide::Destination,
-            }
-            .into(),
-            headers: bulkhead
-                .from
-                .as_ref()
-                .map_or_else(Vec::new, |from| headers(&from.headers)),
-            max_concurrent: bulkhead.max_concurrent,
-            max_queue: bulkhead.max_queue,
-            max_wait_us: micros(bulkhead.max_wait),
-            shadow,
-            ..proto::Bulkhead::default()
-        })
+        .map(|bulkhead| bulkhead_of(bulkhead, scope, shadow))
         .collect();
     bulkheads.sort_by_key(|bulkhead| bulkhead.name == "default");
     bulkheads
 }
 
-/// Whether it is for callers by their identity, which a machine without
-/// Kubernetes does not know.
-pub(super) fn asks_who_calls(bulkhead: &api::Bulkhead) -> bool {
-    bulkhead.from.as_ref().is_some_and(|from| {
-        !(from.namespaces.is_empty()
-            && from.service_accounts.is_empty()
-            && from.workloads.is_empty())
-    })
+fn bulkhead_of(bulkhead: &api::Bulkhead, scope: &str, shadow: bool) -> proto::Bulkhead {
+    let from = bulkhead.from.clone().unwrap_or_default();
+    proto::Bulkhead {
+        key: format!("{scope}.{}", bulkhead.name),
+        name: bulkhead.name.clone(),
+        at: match bulkhead.at {
+            api::BulkheadSide::Caller => proto::BulkheadSide::Caller,
+            api::BulkheadSide::Destination => proto::BulkheadSide::Destination,
+        }
+        .into(),
+        headers: headers(&from.headers),
+        max_concurrent: bulkhead.max_concurrent,
+        max_queue: bulkhead.max_queue,
+        max_wait_us: micros(bulkhead.max_wait),
+        shadow,
+        from_namespaces: from.namespaces,
+        from_service_accounts: from.service_accounts,
+        from_workloads: from.workloads,
+    }
+}
+
+/// Whether it is for callers by their identity.
+pub(super) fn asks_who_calls(bulkhead: &proto::Bulkhead) -> bool {
+    !(bulkhead.from_namespaces.is_empty()
+        && bulkhead.from_service_accounts.is_empty()
+        && bulkhead.from_workloads.is_empty())
 }
 
 /// `None` where it holds nothing that agents can do.
@@ -165,12 +164,29 @@ pub(super) fn load_shedding(
     key: String,
     shadow: bool,
 ) -> Option<proto::LoadShedding> {
-    let max_concurrency = given.concurrency.as_ref()?.max?;
-    Some(proto::LoadShedding {
+    let max_concurrency = given.concurrency.as_ref().and_then(|limit| limit.max);
+    let cpu = given.cpu.as_ref().map(|cpu| proto::CpuShedding {
+        source: match cpu.source {
+            api::CpuSource::Pod => proto::CpuSource::Pod,
+            api::CpuSource::Node => proto::CpuSource::Node,
+        }
+        .into(),
+        threshold_percent: cpu.threshold_percent,
+        max_drop_percent: cpu.max_drop_percent,
+    });
+    let pressure = given
+        .pressure
+        .as_ref()
+        .map(|pressure| proto::PressureShedding {
+            some_percent: pressure.some_percent,
+        });
+    let any = max_concurrency.is_some() || cpu.is_some() || pressure.is_some();
+    any.then(|| proto::LoadShedding {
         key,
-        max_concurrency,
+        max_concurrency: max_concurrency.unwrap_or(0),
         shadow,
-        ..proto::LoadShedding::default()
+        cpu,
+        pressure,
     })
 }
 

@@ -7,8 +7,6 @@
 use weir_crds::v1alpha1 as api;
 use weir_crds::v1alpha1::Section;
 
-use super::sections::asks_who_calls;
-
 /// Fields and sections of `policy` that do nothing yet, as paths in its spec.
 pub(super) fn unsupported(policy: &api::ResiliencePolicySpec) -> Vec<String> {
     let mut names = Vec::new();
@@ -64,8 +62,6 @@ fn of_sections(sections: &api::Sections, within: &str, names: &mut Vec<String>) 
             name("loadShedding.concurrency.adaptive");
         }
         for (given, field) in [
-            (shedding.cpu.is_some(), "loadShedding.cpu"),
-            (shedding.pressure.is_some(), "loadShedding.pressure"),
             (shedding.queue.is_some(), "loadShedding.queue"),
             (shedding.priority.is_some(), "loadShedding.priority"),
             (shedding.fairness.is_some(), "loadShedding.fairness"),
@@ -74,13 +70,5 @@ fn of_sections(sections: &api::Sections, within: &str, names: &mut Vec<String>) 
                 name(field);
             }
         }
-    }
-    for bulkhead in sections
-        .bulkheads
-        .iter()
-        .flatten()
-        .filter(|bulkhead| asks_who_calls(bulkhead))
-    {
-        name(&format!("bulkheads[{}].from", bulkhead.name));
     }
 }

@@ -195,7 +195,7 @@ fn pod_under(load: f64) -> (f64, f64, f64) {
     let (mut done, mut longest, mut refused) = (0.0f64, 0.0f64, 0.0);
     let step = TICK.as_secs_f64();
     for n in 0..600 {
-        let refuses = f64::from(shed.refuses(now).millionths()) / f64::from(ALL);
+        let refuses = shed.refuses(now).ratio();
         queue += load * step * (1.0 - refuses);
         let used = queue.min(step);
         queue -= used;

@@ -132,6 +132,7 @@ async fn agent(node: &str, control_plane: SocketAddr, directory: &Path) -> Resul
         drain_timeout: Duration::from_secs(1),
         capture: None,
         stale_after: weir_agent::STALE_AFTER,
+        kernel: weir_agent::Kernel::default(),
     };
     Ok(Agent::start(config).await?)
 }

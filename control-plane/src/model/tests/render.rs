@@ -120,11 +120,21 @@ fn policy_sections(policy: &proto::Policy) -> Value {
     }
     if !policy.bulkheads.is_empty() {
         let bulkhead = |of: &proto::Bulkhead| {
-            json!({
+            let mut value = json!({
                 "key": of.key, "name": of.name, "at": of.at().as_str_name().trim_start_matches("BULKHEAD_SIDE_"),
                 "headers": of.headers.iter().map(|header| format!("{header:?}")).collect::<Vec<_>>(),
                 "maxConcurrent": of.max_concurrent, "maxQueue": of.max_queue, "maxWait": span(of.max_wait_us), "shadow": of.shadow,
-            })
+            });
+            for (list, names) in [
+                ("fromNamespaces", &of.from_namespaces),
+                ("fromServiceAccounts", &of.from_service_accounts),
+                ("fromWorkloads", &of.from_workloads),
+            ] {
+                if !names.is_empty() {
+                    value[list] = names.join(" ").into();
+                }
+            }
+            value
         };
         sections.insert(
             "bulkheads".into(),
@@ -132,10 +142,19 @@ fn policy_sections(policy: &proto::Policy) -> Value {
         );
     }
     if let Some(of) = &policy.load_shedding {
-        sections.insert(
-            "loadShedding".into(),
-            json!({ "key": of.key, "maxConcurrency": of.max_concurrency, "shadow": of.shadow }),
-        );
+        let mut value =
+            json!({ "key": of.key, "maxConcurrency": of.max_concurrency, "shadow": of.shadow });
+        if let Some(cpu) = &of.cpu {
+            let source = cpu.source().as_str_name().trim_start_matches("CPU_SOURCE_");
+            value["cpu"] = json!(format!(
+                "{source}: 0% at {}% to {}% at 100%",
+                cpu.threshold_percent, cpu.max_drop_percent
+            ));
+        }
+        if let Some(pressure) = &of.pressure {
+            value["pressure"] = json!(format!("from {}%", pressure.some_percent));
+        }
+        sections.insert("loadShedding".into(), value);
     }
     sections.into()
 }

@@ -33,6 +33,7 @@ async fn agent(server: &Server) -> Result<Agent> {
         drain_timeout: Duration::from_secs(1),
         capture: None,
         stale_after: weir_agent::STALE_AFTER,
+        kernel: weir_agent::Kernel::default(),
     };
     Ok(Agent::start(config).await?)
 }
