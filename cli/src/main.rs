@@ -11,11 +11,14 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::agent::Process;
+
 mod agent;
 mod args;
 mod check;
 mod control_plane;
 mod demo;
+mod doctor;
 mod get;
 mod http;
 mod logging;
@@ -40,6 +43,7 @@ enum Command {
     Run(run::Options),
     Check(check::Options),
     Get(get::Options),
+    Doctor(doctor::Options),
     ControlPlane(control_plane::Options),
     Agent(agent::Options),
 }
@@ -59,19 +63,28 @@ fn main() -> ExitCode {
 fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
     logging::start(&cli.log, quiet(&cli.command))?;
     allow_open_files();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(async {
-        match cli.command {
-            Command::Demo(options) => Box::pin(demo::execute(options, cli.log.is_given())).await,
-            Command::Run(options) => Box::pin(run::execute(options)).await,
-            Command::Check(options) => check::execute(&options),
-            Command::Get(options) => Box::pin(get::execute(options)).await,
-            Command::ControlPlane(options) => Box::pin(control_plane::execute(options)).await,
-            Command::Agent(options) => Box::pin(agent::execute(options)).await,
+    match cli.command {
+        Command::Demo(options) => wait_for(demo::execute(options, cli.log.is_given())),
+        Command::Run(options) => wait_for(run::execute(options)),
+        Command::Check(options) => check::execute(&options),
+        Command::Get(options) => wait_for(get::execute(options)),
+        Command::Doctor(options) => doctor::execute(options),
+        Command::ControlPlane(options) => wait_for(control_plane::execute(options)),
+        Command::Agent(agent::Options(Process::Proxy(options))) => {
+            wait_for(agent::proxy::execute(options))
         }
-    })
+        Command::Agent(agent::Options(Process::Capture(options))) => {
+            agent::capture::execute(options)
+        }
+    }
+}
+
+/// On a runtime of this thread, for commands that wait for many things.
+fn wait_for(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(Box::pin(command))
 }
 
 /// Raises the limit of open files to the most that this process may have: each
@@ -92,7 +105,7 @@ fn allow_open_files() {
 fn quiet(command: &Command) -> bool {
     matches!(
         command,
-        Command::Demo(_) | Command::Check(_) | Command::Get(_)
+        Command::Demo(_) | Command::Check(_) | Command::Get(_) | Command::Doctor(_)
     )
 }
 
@@ -118,8 +131,9 @@ mod tests {
     fn nothing_in_the_help_is_wider_than_a_terminal_of_80_columns() {
         let mut command = Cli::command().term_width(80);
         command.build();
-        let commands = std::iter::once(command.clone()).chain(command.get_subcommands().cloned());
-        for mut command in commands {
+        let mut commands = vec![command];
+        while let Some(mut command) = commands.pop() {
+            commands.extend(command.get_subcommands().cloned());
             let help = command.render_long_help().to_string();
             for line in help.lines() {
                 assert!(line.chars().count() <= 80, "{}: {line}", command.get_name());

@@ -19,6 +19,12 @@ fn arguments_that_cannot_be_used_end_with_code_2_and_say_what_to_write() {
             "invalid socket address",
         ),
         (&["agent"], "--control-plane <URL>"),
+        (&["agent", "proxy"], "--control-plane <URL>"),
+        (&["agent", "capture"], "--socket <PATH>"),
+        (
+            &["agent", "--node", "a", "proxy"],
+            "cannot be used with '--node <NODE>'",
+        ),
         (&["get", "pods"], "breakers, policies"),
         (&["get", "cb", "-n", "shop", "-A"], "cannot be used with"),
         (&["get", "cb", "--server", "https://x:1"], "kubectl"),

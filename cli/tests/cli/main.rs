@@ -6,7 +6,9 @@
 )]
 
 mod arguments;
+mod capture;
 mod check;
+mod doctor;
 mod get;
 mod run;
 mod support;

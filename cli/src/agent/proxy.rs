@@ -1,4 +1,4 @@
-//! `weir agent`.
+//! `weir agent proxy`.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -12,8 +12,8 @@ use crate::args::{AgentOptions, duration};
 use crate::say::{aligned, say};
 use crate::signals::Signals;
 
-/// Run an agent alone: it gets its policies from a control plane and enforces
-/// them on the traffic of this node.
+/// Get policies from a control plane and enforce them on the traffic of this
+/// node.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Where the control plane is: http://127.0.0.1:15010, or https:// and a
