@@ -28,7 +28,7 @@ app.kubernetes.io/instance: {{ index . 1 }}
 weir-control-plane.{{ .Release.Namespace }}.svc
 {{- end -}}
 
-{{/* What every pod has: no rights on the node. They pass Pod Security "restricted". */}}
+{{/* What every pod has: no rights on the node. But for capture's they pass Pod Security "restricted". */}}
 {{- define "weir.podSecurity" -}}
 runAsNonRoot: true
 runAsUser: 65532
@@ -43,6 +43,13 @@ allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
 capabilities:
   drop: [ALL]
+{{- end -}}
+
+{{/* Where SELinux enforces, it lets a container of the usual type enter no other pod's network. */}}
+{{- define "weir.seLinuxType" -}}
+{{- if .Values.agent.capture.enabled -}}
+{{ .Values.agent.capture.seLinuxType | default (ternary "spc_t" "" .Values.openshift.enabled) }}
+{{- end -}}
 {{- end -}}
 
 {{- define "weir.container" -}}

@@ -13,6 +13,11 @@ use crate::{NAMESPACE, path};
 /// The garbage collector looks for new kinds every 30 s.
 const PATIENCE: Duration = Duration::from_secs(90);
 
+const WITHOUT_CAPTURE: [&str; 2] = ["--set", "agent.capture.enabled=false"];
+/// What lets the agents capture in a namespace that enforces Pod Security.
+const ADMIT: &str =
+    "kubectl label namespace weir-system pod-security.kubernetes.io/enforce=privileged --overwrite";
+
 /// Installs a chart of the checkout, or brings it up to date; what Helm says then.
 pub(crate) async fn install(cluster: &Cluster, chart: &str, more: &[&str]) -> Result<String> {
     let path = path(&format!("charts/{chart}"));
@@ -176,7 +181,10 @@ async fn a_release_is_upgraded_and_rolled_back_and_leaves_the_kinds_and_nothing_
     let before = beginning(&cluster).await;
 
     install(&cluster, "weir-crds", &[]).await.unwrap();
-    install(&cluster, "weir", &[]).await.unwrap();
+    let notes = install(&cluster, "weir", &[]).await.unwrap();
+    assert!(notes.contains(ADMIT), "{notes}");
+    let without = install(&cluster, "weir", &WITHOUT_CAPTURE).await.unwrap();
+    assert!(!without.contains(ADMIT), "{without}");
     pods_are_made(&cluster).await;
     let process = control_plane(&cluster).await;
     let kept_at_first = kept(&cluster).await;
@@ -193,11 +201,11 @@ async fn a_release_is_upgraded_and_rolled_back_and_leaves_the_kinds_and_nothing_
         "weir-control-plane",
         "--output=jsonpath={.spec.replicas}",
     ];
-    let three = ["--set", "controlPlane.replicas=3"];
+    let three = [&WITHOUT_CAPTURE[..], &["--set", "controlPlane.replicas=3"]].concat();
     install(&cluster, "weir", &three).await.unwrap();
     shows(&cluster, &replicas, "3").await;
     assert_eq!(kept(&cluster).await, kept_at_first);
-    let back = ["rollback", "weir", "1", "--namespace", NAMESPACE];
+    let back = ["rollback", "weir", "2", "--namespace", NAMESPACE];
     cluster.helm(&back).await.unwrap();
     shows(&cluster, &replicas, "2").await;
     assert_eq!(kept(&cluster).await, kept_at_first);
@@ -209,6 +217,10 @@ async fn a_release_is_upgraded_and_rolled_back_and_leaves_the_kinds_and_nothing_
     uninstall(&cluster, "weir-crds").await;
     left(&cluster, &before).await;
     drop(process);
+    cluster
+        .kubectl(&ADMIT.split(' ').skip(1).collect::<Vec<_>>())
+        .await
+        .unwrap();
     install(&cluster, "weir", &[]).await.unwrap();
     pods_are_made(&cluster).await;
     cluster.shutdown().await.unwrap();
