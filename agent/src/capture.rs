@@ -12,7 +12,7 @@
 //! they are owned by its sockets. It keeps no listener: when the proxy is dead
 //! nobody waits in a queue that is never served.
 //!
-//! [`server`] hears the proxy, [`pods`] knows what was asked for, a [`pod`] is
+//! [`server`] hears the proxy ([`peer`]), [`pods`] knows what was asked for, a [`pod`] is
 //! one namespace ([`namespaces`]) with its [`rules`] and [`routing`], written
 //! for the kernel by [`nft`] and [`netlink`]. [`connections`] are those that
 //! were open before.
@@ -30,6 +30,7 @@ mod connections;
 mod namespaces;
 mod netlink;
 mod nft;
+mod peer;
 mod pod;
 mod pods;
 mod probe;
@@ -135,7 +136,7 @@ pub fn run(config: Config, stop: impl AsFd) -> Result<(), Error> {
     }
     let namespaces = Namespaces::new(config.namespaces).map_err(Error::Home)?;
     let listener =
-        server::listen_at(&config.socket, config.proxy_uid).map_err(|error| Error::Listen {
+        peer::listen_at(&config.socket, config.proxy_uid).map_err(|error| Error::Listen {
             path: config.socket.clone(),
             error,
         })?;

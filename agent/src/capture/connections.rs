@@ -19,12 +19,12 @@ use rustix::net::netlink::SOCK_DIAG;
 use super::netlink::{ACK, DUMP, Message, Messages, Socket, attributes, u32_at};
 use super::nft::Family;
 use super::rules::OURS;
-use super::wire::OUTBOUND_PORT;
+use super::wire::{INBOUND_PORT, OUTBOUND_PORT};
 
 /// Connections through the proxy that are told from others in one namespace.
 const MAX_PROXIED: usize = 65_536;
 /// Connections that are ended at once.
-pub(super) const MAX_RESET: usize = 1024;
+const MAX_RESET: usize = 1024;
 
 const BY_FAMILY: u16 = 20;
 const DESTROY: u16 = 21;
@@ -109,6 +109,30 @@ pub(super) fn existing(
         end(&socket, connection)?;
     }
     Ok(counts)
+}
+
+/// Ends the connections that the proxy has accepted in the namespace that the
+/// thread is in: whoever made them is told at once.
+pub(super) fn end_accepted() -> Result<(), ConnectionsError> {
+    let socket = Socket::open(Some(SOCK_DIAG)).map_err(ConnectionsError::List)?;
+    // Each round sees what the one before has left. A proxy that accepts
+    // meanwhile, or a kernel that does not end them, does not keep us here.
+    for _ in 0..MAX_PROXIED / MAX_RESET {
+        let mut ends = Vec::new();
+        each(&socket, |connection| {
+            let accepted = [OUTBOUND_PORT, INBOUND_PORT].contains(&connection.local.port());
+            if accepted && ends.len() < MAX_RESET {
+                ends.push(connection);
+            }
+        })?;
+        for connection in &ends {
+            end(&socket, connection)?;
+        }
+        if ends.len() < MAX_RESET {
+            break;
+        }
+    }
+    Ok(())
 }
 
 fn each(socket: &Socket, mut found: impl FnMut(Connection)) -> Result<(), ConnectionsError> {

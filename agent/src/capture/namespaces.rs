@@ -137,7 +137,8 @@ impl Namespaces {
     }
 
     /// The one namespace that holds all of a pod's addresses. `taken`: which
-    /// ones have a pod already, so that their addresses are known for good.
+    /// ones have a pod already; one of those is given only if no other holds
+    /// the addresses.
     pub(super) fn find(
         &mut self,
         addresses: &[IpAddr],
@@ -155,7 +156,7 @@ impl Namespaces {
                 None => self.look(path),
             }
         }
-        if self.holders(addresses).next().is_none() {
+        if self.holders(addresses).all(|(identity, _)| taken(identity)) {
             // One that was new when it was looked at may have got its
             // addresses since.
             for (identity, path) in &files {
@@ -164,14 +165,18 @@ impl Namespaces {
                 }
             }
         }
-        let mut holders = self.holders(addresses);
-        match (holders.next(), holders.next()) {
-            (Some(path), None) => self.open(path),
-            (None, _) => Err(self.missing(addresses)),
-            (Some(first), Some(second)) => Err(FindError::Several {
+        // A pod that took another's address as well does not keep that from
+        // being captured, once it is known whose the namespace is.
+        let (theirs, free): (Vec<_>, Vec<_>) = self
+            .holders(addresses)
+            .partition(|(identity, _)| taken(*identity));
+        match (free.as_slice(), theirs.first()) {
+            ([(_, path)], _) | ([], Some((_, path))) => self.open(path),
+            ([], None) => Err(self.missing(addresses)),
+            ([(_, first), (_, second), ..], _) => Err(FindError::Several {
                 addresses: list(addresses),
-                first: first.to_owned(),
-                second: second.to_owned(),
+                first: (*first).to_owned(),
+                second: (*second).to_owned(),
             }),
         }
     }
@@ -210,15 +215,18 @@ impl Namespaces {
         }
     }
 
-    fn holders<'a>(&'a self, addresses: &'a [IpAddr]) -> impl Iterator<Item = &'a Path> {
+    fn holders<'a>(
+        &'a self,
+        addresses: &'a [IpAddr],
+    ) -> impl Iterator<Item = (Identity, &'a Path)> {
         self.known
-            .values()
-            .filter(|known| {
+            .iter()
+            .filter(|(_, known)| {
                 addresses
                     .iter()
                     .all(|address| known.addresses.contains(address))
             })
-            .map(|known| known.path.as_path())
+            .map(|(identity, known)| (*identity, known.path.as_path()))
     }
 
     /// The files that may be namespaces, the thread's own apart.

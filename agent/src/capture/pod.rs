@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::connections::{self, ConnectionsError};
 use super::namespaces::{Identity, Namespace, Namespaces};
 use super::nft::{self, BatchError, Family};
 use super::routing;
@@ -42,6 +43,8 @@ pub(super) enum PodError {
     Open(io::Error),
     #[error("cannot change the {0}")]
     Rules(#[from] BatchError),
+    #[error(transparent)]
+    Connections(#[from] ConnectionsError),
     #[error("cannot route replies back: {0}")]
     Route(io::Error),
 }
@@ -147,6 +150,15 @@ impl Pod {
         {
             self.tables = None;
         }
+    }
+
+    /// Ends what the proxy has accepted. As long as the tables are there, so
+    /// that who made the connections hears it.
+    pub(super) fn end_accepted(&self, namespaces: &Namespaces) -> Result<(), PodError> {
+        namespaces
+            .within(&self.namespace, connections::end_accepted)
+            .map_err(PodError::Enter)??;
+        Ok(())
     }
 
     /// Takes the tables away, and open connections' translation with them.

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use tracing::{info, warn};
 
-use super::connections::{self, ConnectionsError};
+use super::connections;
 use super::namespaces::{FindError, Namespaces};
 use super::pod::{Gifts, Pod, PodError};
 use super::rules::Wanted;
@@ -51,8 +51,6 @@ pub(super) enum AskError {
     Find(#[from] FindError),
     #[error(transparent)]
     Pod(#[from] PodError),
-    #[error(transparent)]
-    Connections(#[from] ConnectionsError),
 }
 
 /// Whether connections are redirected.
@@ -186,7 +184,7 @@ impl Pods {
                 connections::existing(&destinations, &ports, reset)
             })
             .map_err(PodError::Enter)?;
-        Ok(counted?)
+        Ok(counted.map_err(PodError::Connections)?)
     }
 
     fn get(&self, name: &str) -> Result<&Entry, AskError> {
@@ -196,10 +194,18 @@ impl Pods {
     }
 
     /// Takes the rules away until they are put back: nobody serves what is
-    /// redirected.
+    /// redirected. Who waits for an answer gets none: they are told so.
     pub(super) fn take_away(&mut self) {
         if self.mode == Mode::Redirecting {
             self.mode = Mode::Away;
+        }
+        for entry in self.pods.values_mut() {
+            entry.pod.retreat();
+        }
+        for (name, entry) in &mut self.pods {
+            if let Err(error) = entry.pod.end_accepted(&self.namespaces) {
+                warn!(pod = name, %error, "a pod's connections are left as they are");
+            }
         }
         for entry in self.pods.values_mut() {
             entry.pod.let_go(&self.namespaces);

@@ -35,6 +35,15 @@ pub(super) const OURS: u32 = 0x3057;
 pub(super) const REPLY: u32 = 0x3052;
 
 const TCP: [u8; 1] = [6];
+/// A packet that opens a connection: SYN, and none of FIN, RST and ACK.
+///
+/// A kernel that begins to track takes the next packet of a connection that was
+/// open before for a new one; redirected, it would break.
+const OPENS: E<'static> = E::Within {
+    field: Field::Flags,
+    value: &[0x02],
+    mask: &[0x17],
+};
 /// The connection's destination was translated.
 const TRANSLATED: u32 = 1 << 5;
 
@@ -257,6 +266,7 @@ fn redirect_out(batch: &mut Batch<'_>) {
         OUT,
         &[
             E::Is(Field::Protocol, &TCP),
+            OPENS,
             E::In(Key::DestinationAndPort(family), DESTINATIONS),
             E::Count,
             E::Redirect(OUTBOUND_PORT),
@@ -291,6 +301,7 @@ fn redirect_in(batch: &mut Batch<'_>) {
         PRE,
         &[
             E::Is(Field::Protocol, &TCP),
+            OPENS,
             E::In(Key::Port, PORTS),
             E::Count,
             E::Redirect(INBOUND_PORT),

@@ -1,25 +1,19 @@
 //! Serving the proxy: one at a time, one question after the other.
 
-use std::io::{self, IoSlice};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
-use std::path::Path;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use prost::Message as _;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
-    SocketFlags, SocketType, accept_with, bind, listen, recv, sendmsg, socket_with, sockopt,
-};
-use tracing::{error, info, warn};
+use rustix::net::{RecvFlags, SocketFlags, accept_with, recv, sockopt};
+use tracing::{info, warn};
 use weir_resilience::Time;
 
+use super::peer::Proxy;
 use super::pod::Gifts;
 use super::pods::Pods;
-use super::wire::{Answer, Ask, MAX_FDS, MAX_MESSAGE, ask};
+use super::wire::{Answer, Ask, MAX_MESSAGE, ask};
 use crate::clock::Clock;
 
 /// How long a proxy may be away before its pods are let go: what it had open
@@ -29,31 +23,6 @@ const AWAY: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_secs(1);
 /// Questions that are answered before the clock is looked at again.
 const TURN: usize = 32;
-
-/// Listens where the proxy connects. `proxy`: the only user that may.
-pub(super) fn listen_at(path: &Path, proxy: Option<u32>) -> io::Result<OwnedFd> {
-    if std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket()) {
-        // Of one that ended: its name outlives it.
-        std::fs::remove_file(path)?;
-    }
-    let listener = socket_with(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-        None,
-    )?;
-    bind(&listener, &SocketAddrUnix::new(path)?)?;
-    let mut mode = 0o600;
-    if let Some(user) = proxy
-        && std::os::unix::fs::chown(path, Some(user), None).is_err()
-    {
-        // Without CAP_CHOWN. Who connects is asked of the kernel.
-        mode = 0o666;
-    }
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
-    listen(&listener, 4)?;
-    Ok(listener)
-}
 
 /// What serves: see [`Server::serve`].
 pub(super) struct Server {
@@ -69,22 +38,6 @@ pub(super) struct Server {
     let_go_at: Option<Time>,
     look_at: Time,
     stopping: bool,
-}
-
-struct Proxy {
-    socket: OwnedFd,
-    /// Its last beat. It is not watched before the first.
-    beaten: Option<Time>,
-    hangs: bool,
-    /// The answer that it has not made room for. There is at most one:
-    /// nothing further is read until it is sent.
-    unsent: Option<Unsent>,
-}
-
-struct Unsent {
-    bytes: Vec<u8>,
-    gifts: Gifts,
-    since: Time,
 }
 
 /// How reading from the proxy ended.
@@ -233,12 +186,7 @@ impl Server {
                 self.proxy_left("another has come");
             }
             info!("the proxy is here");
-            self.proxy = Some(Proxy {
-                socket,
-                beaten: None,
-                hangs: false,
-                unsent: None,
-            });
+            self.proxy = Some(Proxy::new(socket));
             if self.let_go_at.is_some() {
                 self.let_go_at = Some(self.clock.now() + AWAY);
             }
@@ -385,39 +333,5 @@ impl Server {
             self.look_at = now + LOOK;
             self.pods.let_ended_go();
         }
-    }
-}
-
-impl Proxy {
-    /// Sends an answer and what comes with it, now or when there is room.
-    fn send(&mut self, bytes: Vec<u8>, gifts: Gifts, since: Time) -> Result<(), &'static str> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-        let mut beside = SendAncillaryBuffer::new(&mut space);
-        let descriptors: Vec<_> = gifts.iter().map(|(_, gift)| gift.as_fd()).collect();
-        if !descriptors.is_empty() {
-            beside.push(SendAncillaryMessage::ScmRights(&descriptors));
-        }
-        let parts = [IoSlice::new(&bytes)];
-        match sendmsg(
-            &self.socket,
-            &parts,
-            &mut beside,
-            SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
-        ) {
-            Ok(_) => {}
-            Err(Errno::AGAIN | Errno::INTR) => {
-                self.unsent = Some(Unsent {
-                    bytes,
-                    gifts,
-                    since,
-                });
-            }
-            Err(Errno::PIPE | Errno::CONNRESET) => return Err("it has ended"),
-            Err(reason) => {
-                error!(%reason, "cannot answer the proxy");
-                return Err("it cannot be answered");
-            }
-        }
-        Ok(())
     }
 }

@@ -6,4 +6,6 @@ mod finding;
 mod ground;
 mod inbound;
 mod outbound;
+mod proxy;
 mod rules;
+mod weight;

@@ -41,6 +41,8 @@ pub(in super::super) enum Field {
     Destination(Family),
     /// The TCP port that it goes to.
     Port,
+    /// TCP's flags.
+    Flags,
 }
 
 /// What a set is asked for.
@@ -162,6 +164,7 @@ impl Field {
             Field::Destination(Family::Ip) => of_packet(list, NETWORK, 16, 4),
             Field::Destination(Family::Ip6) => of_packet(list, NETWORK, 24, 16),
             Field::Port => of_packet(list, TRANSPORT, 2, 2),
+            Field::Flags => of_packet(list, TRANSPORT, 13, 1),
         }
     }
 }

@@ -2,8 +2,34 @@
 
 use std::io::Read as _;
 
-use super::ground::{Ground, NODE, POD, SERVICE, at, eventually, pod_with, talk};
+use super::ground::{Ground, NODE, POD, SERVICE, at, eventually, talk};
+use super::proxy::pod_with;
 use crate::capture::wire::Given;
+
+#[test]
+fn a_connection_that_was_open_before_goes_on_past_the_proxy() {
+    let Some(ground) = Ground::make() else { return };
+    let running = ground.capture();
+    let mut proxy = running.proxy();
+    let services = SERVICE.map(|address| at(address, 80));
+    let called = POD.map(|address| at(address, 8080));
+    let mut open = Vec::new();
+    for n in 0..2 {
+        for (from, to, server) in [
+            (&ground.pod, services[n], ground.node.listen(services[n])),
+            (&ground.node, called[n], ground.pod.listen(called[n])),
+        ] {
+            let connected = from.connect(to).unwrap();
+            open.push((connected, server.accept().0));
+        }
+    }
+    let _told = proxy.capture(pod_with(&services, &[8080])).unwrap();
+    for (one, other) in &open {
+        talk(one, other);
+        talk(other, one);
+    }
+    assert!(!ground.pod.rules().contains("counter packets 1"));
+}
 
 #[test]
 fn what_goes_past_the_proxy_is_counted_and_ended_and_nothing_else() {

@@ -6,7 +6,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use super::ground::{Ground, Proxy, SERVICE, at, eventually, original, pod_with, talk};
+use super::ground::{Ground, POD, SERVICE, at, eventually, original, talk};
+use super::proxy::{Proxy, pod_with};
 use crate::capture::wire::Given;
 use crate::capture::{Config, run};
 
@@ -47,10 +48,28 @@ fn a_proxy_that_hangs_is_gone_round_and_one_that_moves_again_is_used_again() {
     let service = at(SERVICE[0], 80);
     let mut told = proxy.capture(pod_with(&[service], &[8080])).unwrap();
     let listener = told.listener(Given::Outbound4);
+    let inbound = told.listener(Given::Inbound4);
+    let called = at(POD[0], 8080);
+    let mut waiting = Vec::new();
+    for (from, to, listener) in [
+        (&ground.pod, service, &listener),
+        (&ground.node, called, &inbound),
+    ] {
+        let accepted = from.connect(to).unwrap();
+        let (held, _) = listener.accept();
+        let queued = from.connect(to).unwrap();
+        waiting.push((accepted, queued, held));
+    }
     proxy.beat();
+    for (accepted, queued, _) in &mut waiting {
+        assert!(accepted.read(&mut [0]).is_err(), "it is told");
+        assert!(queued.read(&mut [0]).is_err(), "it is told");
+    }
     eventually("its tables are gone", || {
         ground.pod.rules().is_empty().then_some(())
     });
+    // Those that were in its queue.
+    while !listener.is_quiet() {}
     // Asked for meanwhile, done later.
     let second = at(SERVICE[0], 81);
     proxy.capture(pod_with(&[second], &[])).unwrap();
@@ -167,19 +186,36 @@ fn only_the_proxys_user_is_heard() {
 /// Where the child is to run.
 const CHILD: &str = "WEIR_TEST_CAPTURE";
 
+/// Capture as a process of its own, which ends with this.
+pub(super) struct Process(Child);
+
+impl Process {
+    pub(super) fn id(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Runs a test again as a process of its own that is nothing but capture.
-pub(super) fn child(ground: &Ground, test: &str) -> (Child, Proxy) {
+pub(super) fn child(ground: &Ground, test: &str) -> (Process, Proxy) {
     let child = Command::new("ip")
         .args(["netns", "exec", &ground.node.name])
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture"])
         .env(CHILD, ground.directory.path())
         .stdout(Stdio::null())
+        .stderr(Stdio::null())
         .stdin(Stdio::null())
         .spawn()
         .unwrap();
     let proxy = Proxy::connect(&ground.config().socket);
-    (child, proxy)
+    (Process(child), proxy)
 }
 
 /// Is that process, if this is it.
@@ -207,15 +243,14 @@ fn when_capture_is_killed_no_rule_is_left() {
     }
     let Some(ground) = Ground::make() else { return };
     let test = "capture::tests::failing::when_capture_is_killed_no_rule_is_left";
-    let (mut capture, mut proxy) = child(&ground, test);
+    let (capture, mut proxy) = child(&ground, test);
     let service = at(SERVICE[0], 80);
     let _told = proxy.capture(pod_with(&[service], &[8080])).unwrap();
     assert!(ground.pod.rules().contains(REDIRECTS));
     // Nobody else may take them away.
     let said = ground.pod.says("nft delete table ip weir_test");
     assert!(said.contains("not permitted"), "{said}");
-    capture.kill().unwrap();
-    capture.wait().unwrap();
+    drop(capture);
     eventually("no rules", || ground.pod.rules().is_empty().then_some(()));
     let server = ground.node.listen(service);
     let application = ground.pod.connect(service).unwrap();

@@ -1,6 +1,7 @@
 //! Which namespace is a pod's.
 
-use super::ground::{Ground, NODE, POD, SERVICE, at, eventually, pod_with};
+use super::ground::{Ground, NODE, POD, SERVICE, at, eventually};
+use super::proxy::pod_with;
 use crate::capture::{Error, probe, run, table};
 
 #[test]
@@ -52,6 +53,23 @@ fn a_namespace_is_one_pods_and_a_pod_has_one() {
     assert!(refused.contains("hold 10.91.0.3"), "{refused}");
     drop(two);
     let _told = proxy.capture(another).unwrap();
+}
+
+#[test]
+fn a_pod_that_takes_anothers_address_does_not_keep_it_from_being_captured() {
+    let Some(ground) = Ground::make() else { return };
+    let running = ground.capture();
+    let mut proxy = running.proxy();
+    let hostile = ground.another_pod("10.91.0.66");
+    hostile.ip("addr add 10.91.0.2/24 dev eth0").unwrap();
+    let mut pod = pod_with(&[], &[]);
+    pod.pod = "hostile".to_owned();
+    pod.addresses = vec!["10.91.0.66".to_owned()];
+    let _told = proxy.capture(pod).unwrap();
+    let mut pod = pod_with(&[], &[]);
+    pod.addresses.truncate(1);
+    let _told = proxy.capture(pod).unwrap();
+    assert!(ground.pod.rules().contains("table ip weir_test"));
 }
 
 #[test]

@@ -2,7 +2,8 @@
 
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
-use super::ground::{Ground, NODE, POD, at, original, pod_with, talk};
+use super::ground::{Ground, NODE, POD, at, original, talk};
+use super::proxy::pod_with;
 use crate::capture::wire::Given;
 
 #[test]

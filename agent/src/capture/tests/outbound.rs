@@ -1,6 +1,7 @@
 //! What a pod connects to.
 
-use super::ground::{Ground, NODE, POD, SERVICE, at, eventually, original, pod_with, talk};
+use super::ground::{Ground, NODE, POD, SERVICE, at, eventually, original, talk};
+use super::proxy::pod_with;
 use crate::capture::wire::Given;
 
 #[test]

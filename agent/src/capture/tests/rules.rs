@@ -1,6 +1,7 @@
 //! The rules, as `nft` reads them.
 
-use super::ground::{Ground, SERVICE, at, pod_with};
+use super::ground::{Ground, SERVICE, at};
+use super::proxy::pod_with;
 
 /// For IPv4. Names of chains and sets are the order of what happens.
 const RULES: &str = "\
@@ -19,7 +20,7 @@ type nat hook output priority -100; policy accept;
 meta mark 0x00003057 return
 ct mark 0x00003052 return
 ip daddr 127.0.0.0/8 return
-ip daddr . tcp dport @destinations counter packets 0 bytes 0 redirect to :15081
+tcp flags syn / fin,syn,rst,ack ip daddr . tcp dport @destinations counter packets 0 bytes 0 redirect to :15081
 }
 chain guard {
 type filter hook input priority filter; policy accept;
@@ -30,7 +31,7 @@ tcp dport 15086 counter packets 0 bytes 0 reject with tcp reset
 chain pre {
 type nat hook prerouting priority dstnat; policy accept;
 meta mark 0x00003057 return
-tcp dport @ports counter packets 0 bytes 0 redirect to :15086
+tcp flags syn / fin,syn,rst,ack tcp dport @ports counter packets 0 bytes 0 redirect to :15086
 }
 chain mark {
 type filter hook prerouting priority mangle; policy accept;
