@@ -1,9 +1,10 @@
 //! What Weir's tests across crates share: a whole Weir in a temporary
 //! directory ([`House`]), destinations that do what a test tells them
 //! ([`Backend`]), callers ([`call`]), a machine as busy as a test says
-//! ([`Machine`]), the programs of others
-//! ([`programs`]), a real Kubernetes API server ([`kubernetes`]), a network of a
-//! test's own ([`netns`]), nodes with pods out of network namespaces ([`pods`]), and the wire by hand ([`wire`]).
+//! ([`Machine`]), the programs of others ([`programs`]), a real Kubernetes API
+//! server with or without nodes ([`kubernetes`]) and images for it ([`image`]), a
+//! network of a test's own ([`netns`]), nodes with pods out of network namespaces
+//! ([`pods`]), and the wire by hand ([`wire`]).
 //!
 //! A test writes manifests as a person would and looks at what callers get and
 //! at what the control plane shows. It waits for conditions, each with a bound,
@@ -14,6 +15,7 @@
 pub mod backend;
 pub mod call;
 mod house;
+pub mod image;
 pub mod kubernetes;
 mod machine;
 pub mod netns;

@@ -8,10 +8,9 @@ use crate::process::{self, cargo};
 use crate::tools::{self, Tools};
 
 /// What is to be done with the cluster.
-#[derive(Clone, Copy, Default, Subcommand)]
+#[derive(Clone, Copy, Subcommand)]
 pub(crate) enum Action {
     /// Start it, or find the one that runs, and print how to reach it; the same as no word at all
-    #[default]
     Up,
     /// End it, and remove its files
     Down,
@@ -21,22 +20,33 @@ pub(crate) enum Action {
 ///
 /// # Errors
 /// A program is missing, or the cluster cannot be started or ended.
-pub(crate) fn run(root: &Path, action: Action) -> anyhow::Result<()> {
+pub(crate) fn run(root: &Path, action: Action, nodes: u8) -> anyhow::Result<()> {
     let cluster = tools::cache()?.join("cluster");
     let mut command = cargo(root);
     command.args(["run", "--locked"]);
     command.args(["--package", "weir-tests", "--bin", "weir-cluster", "--"]);
     match action {
         Action::Up => {
-            let tools = Tools::get(root, tools::FOR_CLUSTERS)?;
+            let mut needed = tools::FOR_CLUSTERS.to_vec();
+            if nodes > 0 {
+                if !tools::is_root() {
+                    bail!(
+                        "nodes have namespaces, mounts and cgroups of their own, which only root can make: \
+                         run this as root, or without --nodes"
+                    );
+                }
+                needed.extend(tools::FOR_NODES);
+            }
+            let tools = Tools::get(root, &needed)?;
             if !tools.missing().is_empty() {
                 bail!("{}", tools.missing().join("\n!! "));
             }
-            command.arg("up").envs(tools.environment());
+            command.envs(tools.environment());
+            command.arg("up").arg(cluster).arg(nodes.to_string());
         }
         Action::Down => {
-            command.arg("down");
+            command.arg("down").arg(cluster);
         }
     }
-    process::run(command.arg(cluster))
+    process::run(&mut command)
 }

@@ -60,8 +60,11 @@ enum Task {
     },
     /// Get the programs that tests use, and print the variables that tell tests where they are
     Tools,
-    /// Run a Kubernetes API server in the background, to try Weir on; one for each user of this machine
+    /// Run Kubernetes in the background, to try Weir on; one for each user of this machine
     Cluster {
+        /// So many nodes, which run pods; only root can make them. Without them objects are kept, and nothing runs
+        #[arg(long, value_name = "COUNT", default_value_t = 0)]
+        nodes: u8,
         #[command(subcommand)]
         action: Option<cluster::Action>,
     },
@@ -97,7 +100,9 @@ fn run(task: Task) -> anyhow::Result<bool> {
         Task::Generate { check: true } => generate::check(&root)?,
         Task::Generate { check: false } => generate::write(&root)?,
         Task::Layers => layers::check(&root)?,
-        Task::Cluster { action } => cluster::run(&root, action.unwrap_or_default())?,
+        Task::Cluster { action, nodes } => {
+            cluster::run(&root, action.unwrap_or(cluster::Action::Up), nodes)?
+        }
         Task::Bench { arguments } => {
             let mut bench = process::cargo(&root);
             bench.args([
@@ -111,7 +116,7 @@ fn run(task: Task) -> anyhow::Result<bool> {
             process::run(bench.args(arguments))?;
         }
         Task::Tools => {
-            let tools = tools::Tools::get(&root, tools::FOR_TESTS)?;
+            let tools = tools::Tools::get(&root, &tools::for_tests())?;
             for (variable, path) in tools.environment() {
                 println!("export {variable}='{}'", path.display());
             }

@@ -56,6 +56,8 @@ pub(crate) static WRK: Tool = Tool::apt("wrk", Some("WEIR_WRK"), "wrk");
 pub(crate) static H2LOAD: Tool = Tool::apt("h2load", Some("WEIR_H2LOAD"), "nghttp2-client");
 pub(crate) static NGINX: Tool = Tool::apt("nginx", None, "nginx-light");
 pub(crate) static HAPROXY: Tool = Tool::apt("haproxy", None, "haproxy");
+static CONNTRACK: Tool = Tool::apt("conntrack", None, "conntrack");
+static BUSYBOX: Tool = Tool::apt("busybox", Some("WEIR_BUSYBOX"), "busybox-static");
 pub(crate) static PYTHON: Tool = Tool {
     name: "python",
     variable: Some("WEIR_PYTHON"),
@@ -76,21 +78,37 @@ pub(crate) static FOR_CLUSTERS: &[&Tool] = &[
     &go::HELM,
 ];
 
-/// What `cargo test` alone has use for.
-pub(crate) static FOR_TESTS: &[&Tool] = &[
-    &CURL,
+/// What its nodes need besides. Only root can use it.
+pub(crate) static FOR_NODES: &[&Tool] = &[
+    &go::KUBELET,
+    &go::SCHEDULER,
+    &go::PROXY,
+    &go::CONTAINERD,
+    &go::SHIM,
+    &go::CTR,
+    &go::RUNC,
+    &go::CNI_PTP,
+    &go::CNI_BRIDGE,
+    &go::CNI_LOOPBACK,
+    &go::CNI_HOST_LOCAL,
+    &go::CNI_PORTMAP,
+    &go::COREDNS,
+    &go::WORKLOAD,
     &IP,
     &NFT,
     &IPTABLES,
-    &WRK,
-    &H2LOAD,
-    &PYTHON,
-    &go::ETCD,
-    &go::API_SERVER,
-    &go::CONTROLLER_MANAGER,
-    &go::KUBECTL,
-    &go::HELM,
+    &CONNTRACK,
+    &BUSYBOX,
 ];
+
+/// What other tests have use for.
+static FOR_OTHER_TESTS: &[&Tool] = &[&CURL, &IP, &NFT, &IPTABLES, &WRK, &H2LOAD, &PYTHON];
+
+/// What `cargo test` alone has use for; without what nodes need where they could not be made.
+pub(crate) fn for_tests() -> Vec<&'static Tool> {
+    let nodes = if is_root() { FOR_NODES } else { &[] };
+    [FOR_OTHER_TESTS, FOR_CLUSTERS, nodes].concat()
+}
 
 const REQUIREMENTS: &str = include_str!("../python-requirements.txt");
 
@@ -132,21 +150,21 @@ fn name_of(text: &str) -> String {
 impl Tool {
     /// Where it is kept in the cache; tools from elsewhere are not.
     fn home(&self, cache: &Path) -> PathBuf {
-        match self.source {
+        match &self.source {
             Source::Apt { .. } => cache.to_owned(),
             Source::Crate { version } => cache.join(format!("{}-{version}", self.name)),
             Source::Python => cache.join(format!("{}-{}", self.name, name_of(REQUIREMENTS))),
-            Source::Go(_) => go::home(cache),
+            Source::Go(package) => go::home(package, cache),
         }
     }
 
-    /// The package to install, for it or as what it is made from.
-    fn package(&self) -> Option<&'static str> {
-        match self.source {
-            Source::Apt { package } => Some(package),
-            Source::Python if python_with_venv().is_none() => Some("python3-venv"),
-            Source::Go(_) if !go::is_there() => Some("golang-go"),
-            Source::Crate { .. } | Source::Python | Source::Go(_) => None,
+    /// The packages to install, for it or as what it is made from.
+    fn packages(&self) -> Vec<&'static str> {
+        match &self.source {
+            Source::Apt { package } => vec![*package],
+            Source::Python if python_with_venv().is_none() => vec!["python3-venv"],
+            Source::Go(package) => package.missing(),
+            Source::Crate { .. } | Source::Python => Vec::new(),
         }
     }
 
@@ -263,10 +281,13 @@ fn python_with_venv() -> Option<PathBuf> {
         .find(|python| python_can(python, "import venv, ensurepip"))
 }
 
+pub(crate) fn is_root() -> bool {
+    fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
+}
+
 /// Whether packages can be installed without asking: as root, on Debian or Ubuntu.
 fn may_apt() -> bool {
-    let root = fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0);
-    root && on_path("apt-get").is_some()
+    is_root() && on_path("apt-get").is_some()
 }
 
 fn apt_install(packages: &[&str]) -> anyhow::Result<()> {
@@ -372,7 +393,7 @@ impl Tools {
             .copied()
             .filter(|tool| tool.find(&cache).is_none())
             .collect();
-        let packages: Vec<&str> = absent.iter().filter_map(|tool| tool.package()).collect();
+        let packages: Vec<&str> = absent.iter().flat_map(|tool| tool.packages()).collect();
         let installed = match packages.is_empty() {
             true => Ok(()),
             false if may_apt() => apt_install(&packages),
@@ -383,7 +404,7 @@ impl Tools {
         for &tool in needed {
             let got = match (tool.find(&cache), &installed) {
                 (Some(_), _) => Ok(()),
-                (None, Err(error)) if tool.package().is_some() => Err(format!("{error:#}")),
+                (None, Err(error)) if !tool.packages().is_empty() => Err(format!("{error:#}")),
                 (None, _) => tool.get(root, &cache).map_err(|error| format!("{error:#}")),
             };
             match tool.find(&cache) {

@@ -1,13 +1,14 @@
 //! A cluster for a person to play with: the one that tests use, kept running in the background.
 //!
-//! `weir-cluster up DIRECTORY` starts it, or finds the one that runs; `weir-cluster down DIRECTORY` ends it. Between
-//! them `weir-cluster serve DIRECTORY` holds it: what a killed one leaves behind is nothing. Whether one runs is told by
-//! the lock on `DIRECTORY.lock`, in which the process's number stands.
+//! `weir-cluster up DIRECTORY [NODES]` starts it, or finds the one that runs; `weir-cluster down DIRECTORY` ends it. Between
+//! them `weir-cluster serve DIRECTORY [NODES]` holds it: what a killed one leaves behind is nothing. Whether one runs is
+//! told by the lock on `DIRECTORY.lock`, in which the process's number stands.
 #![allow(
     clippy::print_stdout,
     reason = "a command that talks to a person in a terminal"
 )]
 
+use std::fmt::Write as _;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write as _};
 use std::os::unix::process::CommandExt as _;
@@ -27,19 +28,29 @@ const LOOK: Duration = Duration::from_millis(50);
 #[tokio::main]
 async fn main() -> Result<()> {
     let arguments = std::env::args_os().skip(1).collect::<Vec<_>>();
-    let [task, directory] = &arguments[..] else {
-        bail!("write `weir-cluster up|down|serve DIRECTORY`");
-    };
-    let place = Place(std::path::absolute(directory)?);
-    match task.to_str() {
-        Some("up") => up(&place).await,
-        Some("down") => down(&place).await,
-        Some("serve") => serve(&place).await,
-        _ => bail!(
-            "there is no task {}: write up, down or serve",
-            task.display()
-        ),
+    let words = arguments.iter().map(|word| word.to_str());
+    let words = words.collect::<Option<Vec<_>>>().unwrap_or_default();
+    let place = |directory| Ok::<_, std::io::Error>(Place(std::path::absolute(directory)?));
+    match words[..] {
+        ["up", directory, ref nodes @ ..] => up(&place(directory)?, count(nodes)?).await,
+        ["serve", directory, ref nodes @ ..] => serve(&place(directory)?, count(nodes)?).await,
+        ["down", directory] => down(&place(directory)?).await,
+        _ => {
+            bail!(
+                "write `weir-cluster up|serve DIRECTORY [NODES]` or `weir-cluster down DIRECTORY`"
+            )
+        }
     }
+}
+
+fn count(nodes: &[&str]) -> Result<u8> {
+    let nodes = nodes.join(" ");
+    if nodes.is_empty() {
+        return Ok(0);
+    }
+    nodes
+        .parse()
+        .with_context(|| format!("{nodes}: write how many nodes, 0 to 200"))
 }
 
 /// The files of the one cluster that can be at a place.
@@ -83,6 +94,11 @@ impl Place {
         number.with_context(|| format!("no process's number in {}", path.display()))
     }
 
+    /// How a person gets into the nodes of the cluster, once it is ready.
+    fn nodes_file(&self) -> PathBuf {
+        self.0.join("nodes")
+    }
+
     /// Holds the number of the process that serves the cluster once that can be used.
     fn ready_file(&self) -> PathBuf {
         self.0.join("ready")
@@ -97,16 +113,22 @@ impl Place {
     }
 }
 
-async fn up(place: &Place) -> Result<()> {
+async fn up(place: &Place, nodes: u8) -> Result<()> {
     let log = place.beside(".log");
     let said = || std::fs::read_to_string(&log).unwrap_or_default();
     let began = Instant::now();
     if place.lock()?.is_some() {
-        println!("Starting etcd, kube-apiserver and kube-controller-manager.");
+        let and = match nodes {
+            0 => String::new(),
+            1 => ", and a node".to_owned(),
+            _ => format!(", and {nodes} nodes"),
+        };
+        println!("Starting etcd, kube-apiserver and kube-controller-manager{and}.");
         let output = File::create(&log)?;
         let mut server = Command::new(std::env::current_exe()?)
             .arg("serve")
             .arg(&place.0)
+            .arg(nodes.to_string())
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)
@@ -128,7 +150,12 @@ async fn up(place: &Place) -> Result<()> {
             sleep(LOOK).await;
         }
     }
-    println!("It has no nodes: what is applied is kept and judged, pods stay Pending.\n");
+    let nodes = std::fs::read_to_string(place.nodes_file())?;
+    if nodes.is_empty() {
+        println!("It has no nodes: what is applied is kept and judged, pods stay Pending.\n");
+    } else {
+        println!("{nodes}");
+    }
     println!("export KUBECONFIG='{}'", place.kubeconfig().display());
     let programs = std::env::var_os("WEIR_KUBECTL").map(PathBuf::from);
     if let Some(programs) = programs.as_deref().and_then(Path::parent) {
@@ -156,7 +183,7 @@ async fn down(place: &Place) -> Result<()> {
     Ok(())
 }
 
-async fn serve(place: &Place) -> Result<()> {
+async fn serve(place: &Place, nodes: u8) -> Result<()> {
     let Some(mut lock) = place.lock()? else {
         bail!("a cluster runs at {} already", place.0.display());
     };
@@ -174,6 +201,7 @@ async fn serve(place: &Place) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let options = Options {
+        nodes,
         directory: Some(place.0.clone()),
         ..Options::default()
     };
@@ -183,6 +211,20 @@ async fn serve(place: &Place) -> Result<()> {
         _ = interrupt.recv() => return Ok(()),
     };
     let cluster = cluster.context("a program is missing")?;
+    let mut ways = String::new();
+    for node in cluster.nodes() {
+        let command = node.command("bash")?;
+        let words =
+            std::iter::once(command.as_std().get_program()).chain(command.as_std().get_args());
+        let words = words.map(|word| word.to_string_lossy()).collect::<Vec<_>>();
+        writeln!(
+            ways,
+            "A shell in node {}:  {}",
+            node.name(),
+            words.join(" ")
+        )?;
+    }
+    std::fs::write(place.nodes_file(), ways)?;
     let fresh = place.0.join(".ready.new");
     std::fs::write(&fresh, std::process::id().to_string())?;
     std::fs::rename(fresh, place.ready_file())?;

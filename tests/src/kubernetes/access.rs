@@ -138,20 +138,30 @@ impl Cluster {
         let token_file = self.directory().join(format!("{name}.token"));
         write_private(&token_file, &token)?;
         let user = format!("tokenFile: {}", token_file.display());
-        self.write_user(&name, &user)
+        self.write_user(&self.url(), &name, &user)
     }
 
     /// A kubeconfig for the user of this name, who shows a certificate.
     pub(super) fn write_kubeconfig(&self, user: &str, group: Option<&str>) -> Result<PathBuf> {
+        self.write_kubeconfig_at(&self.url(), user, group)
+    }
+
+    /// The same for a user to whom the API server has this URL.
+    pub(super) fn write_kubeconfig_at(
+        &self,
+        server: &str,
+        user: &str,
+        group: Option<&str>,
+    ) -> Result<PathBuf> {
         let (certificate, key) = self.pki.user(user, group)?;
         let (certificate, key) = (certificate.display(), key.display());
         let shows = format!("client-certificate: {certificate}, client-key: {key}");
-        self.write_user(&user.replace(':', "-"), &shows)
+        self.write_user(server, &user.replace(':', "-"), &shows)
     }
 
-    fn write_user(&self, name: &str, user: &str) -> Result<PathBuf> {
+    fn write_user(&self, server: &str, name: &str, user: &str) -> Result<PathBuf> {
         let path = self.directory().join(format!("{name}.kubeconfig"));
-        let (server, authority) = (self.url(), self.ca_file().display());
+        let authority = self.ca_file().display();
         let text = format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: weir\n\
              contexts: [{{name: weir, context: {{cluster: weir, user: {name}}}}}]\n\
@@ -193,7 +203,7 @@ pub(super) fn write_private(path: &Path, text: &str) -> Result<()> {
 }
 
 /// Runs to the end; the standard output, or an error with all that was printed.
-async fn run(command: &mut Command, input: &str) -> Result<String> {
+pub(super) async fn run(command: &mut Command, input: &str) -> Result<String> {
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     if !input.is_empty() {
         command.stdin(Stdio::piped());

@@ -6,13 +6,16 @@ use std::path::Path;
 
 use anyhow::Result;
 
+use super::node::HUB;
 use super::pki::Pki;
 use super::programs::Programs;
 use super::server::{Guard, Server};
 use crate::call;
 
-/// What Services get their addresses from; nothing routes to them here.
+/// What Services get their addresses from. Without nodes nothing routes to them.
 const SERVICES: &str = "10.96.0.0/16";
+/// The first of them is the API server's.
+pub(super) const SERVICE: [u8; 4] = [10, 96, 0, 1];
 
 /// The default of Kubernetes' own installers; it is also the default audience of tokens.
 const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
@@ -71,19 +74,16 @@ pub(super) fn api_server(
     pki: &Pki,
     address: SocketAddr,
     etcd: &[SocketAddr],
+    nodes: bool,
 ) -> Server {
     let etcd = etcd
         .iter()
         .map(|address| format!("http://{address}"))
         .collect::<Vec<_>>()
         .join(",");
-    let arguments = vec![
+    let mut arguments = vec![
         flag("etcd-servers", etcd),
-        flag("bind-address", address.ip().to_string()),
         flag("secure-port", address.port().to_string()),
-        // The Service `kubernetes` would need an address that is not loopback. No pod is here to use it.
-        flag("endpoint-reconciler-type", "none"),
-        flag("advertise-address", address.ip().to_string()),
         flag("service-cluster-ip-range", SERVICES),
         flag("authorization-mode", "Node,RBAC"),
         flag("enable-admission-plugins", "NodeRestriction"),
@@ -99,6 +99,24 @@ pub(super) fn api_server(
         ),
         flag("profiling", "false"),
     ];
+    if nodes {
+        let kubelet = |end: &str| pki.file(&format!("apiserver-kubelet.{end}"));
+        arguments.extend([
+            flag("bind-address", "0.0.0.0"),
+            flag("advertise-address", HUB.to_string()),
+            flag("kubelet-certificate-authority", pki.ca_file()),
+            flag("kubelet-client-certificate", kubelet("crt")),
+            flag("kubelet-client-key", kubelet("key")),
+            flag("kubelet-preferred-address-types", "InternalIP"),
+        ]);
+    } else {
+        arguments.extend([
+            flag("bind-address", address.ip().to_string()),
+            // The Service `kubernetes` would need an address that is not loopback. No pod is here to use it.
+            flag("endpoint-reconciler-type", "none"),
+            flag("advertise-address", address.ip().to_string()),
+        ]);
+    }
     let program = &programs.api_server;
     Server::new("kube-apiserver", program, arguments, directory, guard)
 }
@@ -109,8 +127,9 @@ pub(super) fn controller_manager(
     directory: &Path,
     pki: &Pki,
     kubeconfig: &Path,
+    nodes: bool,
 ) -> Server {
-    let arguments = vec![
+    let mut arguments = vec![
         flag("kubeconfig", kubeconfig),
         flag("leader-elect", "false"),
         // It serves nothing that is needed, and every port more can be one that somebody has.
@@ -127,10 +146,12 @@ pub(super) fn controller_manager(
         // Its default of 20 requests a second makes it take 4 s to begin.
         flag("kube-api-qps", "1000"),
         flag("kube-api-burst", "1000"),
-        // Nodes here have no kubelet, and so no heartbeat.
-        flag("node-monitor-grace-period", "24h"),
         flag("profiling", "false"),
     ];
+    if !nodes {
+        // What stands in for nodes has no kubelet, and so no heartbeat.
+        arguments.push(flag("node-monitor-grace-period", "24h"));
+    }
     let program = &programs.controller_manager;
     Server::new(
         "kube-controller-manager",
@@ -139,4 +160,19 @@ pub(super) fn controller_manager(
         directory,
         guard,
     )
+}
+
+pub(super) fn scheduler(
+    program: &Path,
+    guard: &Guard,
+    directory: &Path,
+    kubeconfig: &Path,
+) -> Server {
+    let arguments = vec![
+        flag("kubeconfig", kubeconfig),
+        flag("leader-elect", "false"),
+        flag("secure-port", "0"),
+        flag("profiling", "false"),
+    ];
+    Server::new("kube-scheduler", program, arguments, directory, guard)
 }

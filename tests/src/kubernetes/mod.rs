@@ -11,11 +11,15 @@
 //! ```
 //!
 //! Everything is bound to 127.0.0.1 and lies in one directory below `TMPDIR`; it goes when the [`Cluster`] is dropped,
-//! and also when the test process is killed. There are no kubelets: [`Cluster::node`] and [`Cluster::schedule_pods`]
-//! stand in for them where a test needs pods that look as if they ran.
+//! and also when the test process is killed.
+//!
+//! With [`Options::nodes`] there are real nodes, each with containerd, kubelet and kube-proxy in namespaces of its own, a
+//! network between them and the control plane, and a DNS: see [`Node`]. That needs root, and some ten seconds. Without
+//! them [`Cluster::node`] and [`Cluster::schedule_pods`] stand in where a test needs pods that look as if they ran.
 
 mod access;
 mod control;
+mod node;
 mod nodes;
 mod pki;
 mod ports;
@@ -30,9 +34,11 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 
 pub use access::client;
+pub use node::{BUSYBOX, Node, ProxyMode, WORKLOAD};
+use node::{Hub, Nodes};
 pub use nodes::{RunningPods, machine_address};
 use pki::Pki;
-use programs::Programs;
+use programs::{NodePrograms, Programs};
 use server::{Guard, Server};
 
 /// How long a server may take to answer on a machine that builds something else at the same time.
@@ -46,6 +52,10 @@ pub struct Options {
     /// Whether `kube-controller-manager` runs: without it there are no default ServiceAccounts, no EndpointSlices of
     /// Services, no Pods of Deployments and DaemonSets, and no garbage collection; the API server alone is ready sooner.
     pub controller_manager: bool,
+    /// Nodes with kubelets, at most 200; then the controller manager runs always.
+    pub nodes: u8,
+    /// How Services are made on them.
+    pub proxy_mode: ProxyMode,
     /// Where to keep it; a new directory below `TMPDIR` if `None`. It is removed with the cluster.
     pub directory: Option<PathBuf>,
 }
@@ -55,6 +65,8 @@ impl Default for Options {
         Options {
             etcd_members: 1,
             controller_manager: true,
+            nodes: 0,
+            proxy_mode: ProxyMode::default(),
             directory: None,
         }
     }
@@ -62,14 +74,19 @@ impl Default for Options {
 
 /// A running cluster. Dropping it kills its processes and removes its files.
 pub struct Cluster {
-    // In this order they are dropped: clients of a server before it, and the directory after all who write there.
+    // In this order they are dropped: clients of a server before it, and the guard, which takes the directory with it,
+    // after all who write there.
+    nodes: Vec<Node>,
+    scheduler: Option<Server>,
     controller_manager: Option<Server>,
     api_server: Server,
     etcd: Vec<Server>,
-    _guard: Guard,
+    /// The network of the control plane, if there are nodes.
+    hub: Option<Hub>,
+    guard: Guard,
     pki: Pki,
     programs: Programs,
-    directory: Directory,
+    directory: PathBuf,
     /// Of the user who may do everything.
     kubeconfig: PathBuf,
     address: SocketAddr,
@@ -104,10 +121,23 @@ impl Cluster {
         let Some(programs) = Programs::find()? else {
             return Ok(None);
         };
-        let directory = Directory::new(options.directory)?;
-        let root = directory.path().to_owned();
+        let node_programs = match options.nodes {
+            0 => None,
+            _ => match NodePrograms::find()? {
+                None => return Ok(None),
+                found => found,
+            },
+        };
+        let root = make(options.directory)?;
         let guard = Guard::watch(&root)?;
         let pki = Pki::create(&root.join("pki"))?;
+        let nodes = node_programs.as_ref().map(|programs| Nodes {
+            count: options.nodes,
+            mode: options.proxy_mode,
+            programs,
+            guard: &guard,
+            directory: &root,
+        });
 
         let mut taken = ports::free(1 + 2 * options.etcd_members)?.into_iter();
         let mut next = || taken.next().context("as many ports as were asked for");
@@ -116,52 +146,90 @@ impl Cluster {
         for _ in 0..options.etcd_members {
             members.push((next()?, next()?));
         }
-        let etcd = control::etcd(&programs, &guard, &root, &members);
         let etcd_addresses = members
             .iter()
             .map(|(client, _)| *client)
             .collect::<Vec<_>>();
-        let api_server =
-            control::api_server(&programs, &guard, &root, &pki, address, &etcd_addresses);
+
+        let (hub, machines) = match &nodes {
+            Some(nodes) => {
+                nodes.images()?;
+                let forwarded = [&[address], &etcd_addresses[..]].concat();
+                let hub = nodes.hub(&forwarded).await?;
+                let machines = nodes.start(&hub)?;
+                (Some(hub), machines)
+            }
+            None => (None, Vec::new()),
+        };
+        let network = hub.as_ref().map(Hub::network);
+        let etcd = control::etcd(&programs, &guard, &root, &members)
+            .into_iter()
+            .map(|member| member.within(network))
+            .collect();
+        let with_nodes = options.nodes > 0;
+        let api_server = control::api_server(
+            &programs,
+            &guard,
+            &root,
+            &pki,
+            address,
+            &etcd_addresses,
+            with_nodes,
+        );
 
         let mut cluster = Cluster {
+            nodes: machines,
+            scheduler: None,
             controller_manager: None,
-            api_server,
+            api_server: api_server.within(network),
             etcd,
-            _guard: guard,
+            hub,
+            guard,
             pki,
             programs,
-            directory,
             kubeconfig: root.join("admin.kubeconfig"),
+            directory: root,
             address,
             etcd_addresses,
         };
-        cluster.write_kubeconfig("admin", Some("system:masters"))?;
-        for member in &cluster.etcd {
-            member.start()?;
-        }
-        cluster.api_server.start()?;
-        cluster.ready().await?;
-        if options.controller_manager {
-            let kubeconfig = cluster.write_kubeconfig("system:kube-controller-manager", None)?;
-            let guard = &cluster._guard;
-            let manager = control::controller_manager(
-                &cluster.programs,
-                guard,
-                &root,
-                &cluster.pki,
-                &kubeconfig,
-            );
-            manager.start()?;
-            cluster.controller_manager = Some(manager);
-            cluster.default_service_account().await?;
+        cluster
+            .begin(options.controller_manager || with_nodes)
+            .await?;
+        if let Some(programs) = node_programs {
+            cluster.begin_nodes(&programs).await?;
         }
         Ok(Some(cluster))
     }
 
+    /// Starts the control plane.
+    async fn begin(&mut self, controller_manager: bool) -> Result<()> {
+        self.write_kubeconfig("admin", Some("system:masters"))?;
+        for member in &self.etcd {
+            member.start()?;
+        }
+        self.api_server.start()?;
+        self.ready().await?;
+        if controller_manager {
+            let kubeconfig = self.write_kubeconfig("system:kube-controller-manager", None)?;
+            let manager = control::controller_manager(
+                &self.programs,
+                &self.guard,
+                &self.directory,
+                &self.pki,
+                &kubeconfig,
+                self.hub.is_some(),
+            );
+            let manager = manager.within(self.hub.as_ref().map(Hub::network));
+            manager.start()?;
+            self.controller_manager = Some(manager);
+            self.default_service_account().await?;
+        }
+        Ok(())
+    }
+
     /// Where all files of the cluster are, among them the log of each server.
     pub fn directory(&self) -> &Path {
-        self.directory.path()
+        &self.directory
     }
 
     /// The API server's URL.
@@ -266,32 +334,15 @@ impl Cluster {
     }
 }
 
-/// A directory that goes with the value.
-struct Directory(PathBuf);
-
-impl Directory {
-    fn new(given: Option<PathBuf>) -> Result<Directory> {
-        let path = match given {
-            Some(path) => {
-                std::fs::create_dir_all(&path)
-                    .with_context(|| format!("cannot make {}", path.display()))?;
-                path
-            }
-            None => tempfile::TempDir::with_prefix("weir-cluster-")?.keep(),
-        };
-        Ok(Directory(path))
-    }
-
-    fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            println!("{} could not be removed: {error}", self.0.display());
+/// Makes the directory; a new one if none is given.
+fn make(given: Option<PathBuf>) -> Result<PathBuf> {
+    match given {
+        Some(path) => {
+            std::fs::create_dir_all(&path)
+                .with_context(|| format!("cannot make {}", path.display()))?;
+            Ok(path)
         }
+        None => Ok(tempfile::TempDir::with_prefix("weir-cluster-")?.keep()),
     }
 }
 

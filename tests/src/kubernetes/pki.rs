@@ -10,6 +10,8 @@ use rcgen::{
     KeyPair, KeyUsagePurpose, PKCS_RSA_SHA256, RsaKeySize, SanType,
 };
 
+use super::{control, node};
+
 /// Names under which clients, in pods and outside, reach the API server.
 const NAMES: [&str; 5] = [
     "localhost",
@@ -46,9 +48,14 @@ impl Pki {
             let name = name.try_into()?;
             params.subject_alt_names.push(SanType::DnsName(name));
         }
-        let address = SanType::IpAddress(IpAddr::from([127, 0, 0, 1]));
-        params.subject_alt_names.push(address);
+        let addresses = [[127, 0, 0, 1], control::SERVICE, node::HUB.octets()];
+        for address in addresses.map(IpAddr::from) {
+            params.subject_alt_names.push(SanType::IpAddress(address));
+        }
         pki.sign("apiserver", params, ExtendedKeyUsagePurpose::ServerAuth)?;
+
+        // As which the API server asks kubelets for logs and the like.
+        pki.user("apiserver-kubelet", Some("system:masters"))?;
 
         // RSA, as clusters have it: what reads tokens must cope with RS256 first of all.
         let tokens = KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048)?;
@@ -74,6 +81,20 @@ impl Pki {
         }
         let file = name.replace(':', "-");
         self.sign(&file, params, ExtendedKeyUsagePurpose::ClientAuth)
+    }
+
+    /// A certificate with which a kubelet shows that it is the one of this node.
+    pub(super) fn kubelet(&self, node: &str, address: IpAddr) -> Result<()> {
+        let mut params = named(&format!("system:node:{node}"));
+        let names = &mut params.distinguished_name;
+        names.push(DnType::OrganizationName, "system:nodes");
+        params.subject_alt_names = vec![
+            SanType::DnsName(node.try_into()?),
+            SanType::IpAddress(address),
+        ];
+        let file = format!("kubelet-{node}");
+        self.sign(&file, params, ExtendedKeyUsagePurpose::ServerAuth)?;
+        Ok(())
     }
 
     fn sign(

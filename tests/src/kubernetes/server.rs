@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
+use std::io::Read as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -15,7 +16,8 @@ use tokio::time::{Instant, sleep};
 /// How much of a log an error shows, in lines.
 const SHOWN: usize = 15;
 
-/// Ends the processes of a cluster and removes its directory when this process is gone, even by SIGKILL.
+/// Ends the processes of a cluster and removes what they leave, when it is dropped and also when this process is gone,
+/// even by SIGKILL.
 ///
 /// It is a shell that waits for the end of a pipe whose other end only this process holds. The cluster's processes are
 /// in the shell's process group, and so out of reach of Ctrl-C in a terminal, too.
@@ -25,14 +27,11 @@ pub(super) struct Guard {
 
 impl Guard {
     pub(super) fn watch(directory: &Path) -> Result<Guard> {
-        // The last act needs a session of its own: it kills the group that the shell is in.
-        const SCRIPT: &str =
-            r#"read -r _; exec setsid sh -c 'kill -s KILL -- "-$0"; rm -rf -- "$1"' $$ "$0""#;
         let shell = Command::new("sh")
-            .args(["-c", SCRIPT])
+            .args(["-c", include_str!("guard.sh")])
             .arg(directory)
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .process_group(0)
             .spawn()
@@ -44,12 +43,23 @@ impl Guard {
         // Linux gives no process a number above 2²².
         self.shell.id().cast_signed()
     }
+
+    /// A number that no other cluster has while this one is there.
+    pub(super) fn number(&self) -> u32 {
+        self.shell.id()
+    }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        // What it would do has been done in order.
-        if let Err(error) = self.shell.kill().and_then(|()| self.shell.wait().map(drop)) {
+        drop(self.shell.stdin.take());
+        let mut said = String::new();
+        if let Some(mut stdout) = self.shell.stdout.take() {
+            // It ends when the guard's last process has done its work.
+            let _ = stdout.read_to_string(&mut said);
+        }
+        print!("{said}");
+        if let Err(error) = self.shell.wait() {
             println!("the guard of a cluster did not end: {error}");
         }
     }
@@ -105,6 +115,22 @@ impl Server {
             .spawn();
         *child = Some(started.with_context(|| format!("cannot start {}", self.program.display()))?);
         Ok(())
+    }
+
+    /// The same in another network: the one that this file stands for.
+    pub(super) fn within(mut self, network: Option<&Path>) -> Server {
+        if let Some(network) = network {
+            let mut net = OsString::from("--net=");
+            net.push(network);
+            let program = std::mem::replace(&mut self.program, "nsenter".into());
+            self.arguments.splice(0..0, [net, program.into()]);
+        }
+        self
+    }
+
+    /// Its process, if it runs.
+    pub(super) fn id(&self) -> Option<u32> {
+        self.child().as_ref().map(Child::id)
     }
 
     pub(super) fn runs(&self) -> bool {

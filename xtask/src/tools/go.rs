@@ -24,27 +24,140 @@ pub(super) struct Package {
     pub(super) path: &'static str,
     /// On two cores, with those before it built; a word for a person who waits.
     pub(super) takes: &'static str,
-    /// Whether any version of it from `PATH` will do, once `KUBEBUILDER_ASSETS` says that versions are not our choice.
-    pub(super) from_path: bool,
+    pub(super) given: Given,
+    /// What C code in it needs: a file that tells whether it is there, and Debian's package that has it. None of it is
+    /// built from C if this is empty.
+    pub(super) needs: &'static [(&'static str, &'static str)],
+    /// The source if it is ours, else nothing: then the module's version says what it is.
+    pub(super) ours: &'static str,
+}
+
+/// What is used instead, once `KUBEBUILDER_ASSETS` says that versions are not our choice.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Given {
+    /// One in that directory.
+    Assets,
+    /// One there, or any on `PATH`.
+    AssetsOrPath,
+    /// Nothing: the parts of a node fit together, and are looked for in one directory.
+    Never,
 }
 
 // The API server first among the large ones: the others share what is compiled for it.
 #[rustfmt::skip]
-pub(super) static ETCD: Tool = program("etcd", "WEIR_ETCD", Package { path: "go.etcd.io/etcd/server/v3", takes: "1 minute", from_path: false });
+pub(super) static ETCD: Tool = program("etcd", "WEIR_ETCD", "go.etcd.io/etcd/server/v3", "1 minute", Given::Assets);
 #[rustfmt::skip]
-pub(super) static API_SERVER: Tool = program("kube-apiserver", "WEIR_KUBE_APISERVER", Package { path: "k8s.io/kubernetes/cmd/kube-apiserver", takes: "4 to 6 minutes", from_path: false });
+pub(super) static API_SERVER: Tool = program("kube-apiserver", "WEIR_KUBE_APISERVER", "k8s.io/kubernetes/cmd/kube-apiserver", "4 to 6 minutes", Given::Assets);
 #[rustfmt::skip]
-pub(super) static CONTROLLER_MANAGER: Tool = program("kube-controller-manager", "WEIR_KUBE_CONTROLLER_MANAGER", Package { path: "k8s.io/kubernetes/cmd/kube-controller-manager", takes: "1 to 3 minutes", from_path: true });
+pub(super) static CONTROLLER_MANAGER: Tool = program("kube-controller-manager", "WEIR_KUBE_CONTROLLER_MANAGER", "k8s.io/kubernetes/cmd/kube-controller-manager", "1 to 3 minutes", Given::AssetsOrPath);
 #[rustfmt::skip]
-pub(super) static KUBECTL: Tool = program("kubectl", "WEIR_KUBECTL", Package { path: "k8s.io/kubernetes/cmd/kubectl", takes: "half a minute", from_path: false });
+pub(super) static KUBECTL: Tool = program("kubectl", "WEIR_KUBECTL", "k8s.io/kubernetes/cmd/kubectl", "half a minute", Given::Assets);
 #[rustfmt::skip]
-pub(super) static HELM: Tool = program("helm", "WEIR_HELM", Package { path: "helm.sh/helm/v4/cmd/helm", takes: "half a minute", from_path: true });
+pub(super) static HELM: Tool = program("helm", "WEIR_HELM", "helm.sh/helm/v4/cmd/helm", "half a minute", Given::AssetsOrPath);
 
-const fn program(name: &'static str, variable: &'static str, package: Package) -> Tool {
+/// What nodes need besides. The tests are told where the first is; the others lie beside it.
+#[rustfmt::skip]
+pub(super) static KUBELET: Tool = program("kubelet", "WEIR_KUBELET", "k8s.io/kubernetes/cmd/kubelet", "1 to 2 minutes", Given::Never);
+pub(super) static SCHEDULER: Tool =
+    beside("kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler");
+pub(super) static PROXY: Tool = beside("kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy");
+#[rustfmt::skip]
+pub(super) static CONTAINERD: Tool = beside("containerd", "github.com/containerd/containerd/v2/cmd/containerd");
+#[rustfmt::skip]
+pub(super) static SHIM: Tool = beside("containerd-shim-runc-v2", "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2");
+pub(super) static CTR: Tool = beside("ctr", "github.com/containerd/containerd/v2/cmd/ctr");
+pub(super) static RUNC: Tool = Tool {
+    name: "runc",
+    variable: None,
+    source: Source::Go(Package {
+        path: "github.com/opencontainers/runc",
+        takes: A_LITTLE,
+        given: Given::Never,
+        needs: &[
+            ("/usr/include/seccomp.h", "libseccomp-dev"),
+            ("/usr/bin/pkg-config", "pkg-config"),
+        ],
+        ours: "",
+    }),
+};
+#[rustfmt::skip]
+pub(super) static CNI_PTP: Tool = beside("ptp", "github.com/containernetworking/plugins/plugins/main/ptp");
+#[rustfmt::skip]
+pub(super) static CNI_BRIDGE: Tool = beside("bridge", "github.com/containernetworking/plugins/plugins/main/bridge");
+#[rustfmt::skip]
+pub(super) static CNI_LOOPBACK: Tool = beside("loopback", "github.com/containernetworking/plugins/plugins/main/loopback");
+#[rustfmt::skip]
+pub(super) static CNI_HOST_LOCAL: Tool = beside("host-local", "github.com/containernetworking/plugins/plugins/ipam/host-local");
+#[rustfmt::skip]
+pub(super) static CNI_PORTMAP: Tool = beside("portmap", "github.com/containernetworking/plugins/plugins/meta/portmap");
+#[rustfmt::skip]
+pub(super) static COREDNS: Tool = ours("coredns", "WEIR_COREDNS", "weir.dev/cluster/coredns", include_str!("../../../tests/cluster/coredns/main.go"));
+#[rustfmt::skip]
+pub(super) static WORKLOAD: Tool = ours("workload", "WEIR_WORKLOAD", "weir.dev/cluster/workload", include_str!("../../../tests/cluster/workload/main.go"));
+
+const A_LITTLE: &str = "half a minute at most";
+
+/// What containerd leaves out: file systems that no test uses, for which it would need C; tracing. What runc puts in.
+const TAGS: &str = "no_btrfs,no_devmapper,no_zfs,no_tracing,seccomp";
+
+const fn tool(
+    name: &'static str,
+    variable: Option<&'static str>,
+    path: &'static str,
+    takes: &'static str,
+    given: Given,
+    ours: &'static str,
+) -> Tool {
     Tool {
         name,
-        variable: Some(variable),
-        source: Source::Go(package),
+        variable,
+        source: Source::Go(Package {
+            path,
+            takes,
+            given,
+            needs: &[],
+            ours,
+        }),
+    }
+}
+
+const fn program(
+    name: &'static str,
+    variable: &'static str,
+    path: &'static str,
+    takes: &'static str,
+    given: Given,
+) -> Tool {
+    tool(name, Some(variable), path, takes, given, "")
+}
+
+const fn beside(name: &'static str, path: &'static str) -> Tool {
+    tool(name, None, path, A_LITTLE, Given::Never, "")
+}
+
+const fn ours(
+    name: &'static str,
+    variable: &'static str,
+    path: &'static str,
+    source: &'static str,
+) -> Tool {
+    tool(name, Some(variable), path, A_LITTLE, Given::Never, source)
+}
+
+impl Package {
+    /// Debian's packages that are missing for building it.
+    pub(super) fn missing(&self) -> Vec<&'static str> {
+        let absent = |(file, package): &(&str, &'static str)| {
+            (!Path::new(file).exists()).then_some(*package)
+        };
+        let go = installed().is_empty().then_some("golang-go");
+        go.into_iter()
+            .chain(self.needs.iter().filter_map(absent))
+            .collect()
+    }
+
+    fn cgo(&self) -> &'static str {
+        if self.needs.is_empty() { "0" } else { "1" }
     }
 }
 
@@ -71,31 +184,38 @@ fn flags() -> String {
     )
 }
 
-/// Where the set is kept that is built from these modules, in this way.
-pub(super) fn home(cache: &Path) -> PathBuf {
+/// Where what is built from these modules, in this way, is kept together; a program of ours is kept apart, so that a
+/// change of it builds nothing else anew.
+pub(super) fn home(package: &Package, cache: &Path) -> PathBuf {
     let says_something = |line: &&str| !line.is_empty() && !line.starts_with("//");
     let module: Vec<&str> = MODULE.lines().filter(says_something).collect();
-    let key = name_of(&[&module.concat(), SUMS, &flags()].concat());
-    cache.join(format!("kubernetes-{}-{key}", version("k8s.io/kubernetes")))
+    let key = name_of(&[&module.concat(), SUMS, TAGS, &flags(), package.ours].concat());
+    match package.ours {
+        "" => cache.join(format!("kubernetes-{}-{key}", version("k8s.io/kubernetes"))),
+        _ => cache.join(format!("cluster-{key}")),
+    }
 }
 
 pub(super) fn find(name: &str, package: &Package, cache: &Path) -> Option<PathBuf> {
-    let given = env::var_os("KUBEBUILDER_ASSETS").filter(|value| !value.is_empty());
+    let given = env::var_os("KUBEBUILDER_ASSETS")
+        .filter(|value| !value.is_empty() && package.given != Given::Never);
     given
+        .as_ref()
         .map(|assets| PathBuf::from(assets).join(name))
         .filter(|path| path.is_file())
         .or_else(|| {
-            let known = env::var_os("KUBEBUILDER_ASSETS").is_some() && package.from_path;
-            known.then(|| on_path(name))?
+            let any = given.is_some() && package.given == Given::AssetsOrPath;
+            any.then(|| on_path(name))?
         })
-        .or_else(|| Some(home(cache).join(name)).filter(|path| path.is_file()))
+        .or_else(|| Some(home(package, cache).join(name)).filter(|path| path.is_file()))
 }
 
 /// What builds it, as a person would type it.
 pub(super) fn command(name: &str, package: &Package, cache: &Path) -> String {
-    let to = home(cache).join(name);
+    let to = home(package, cache).join(name);
     format!(
-        "(cd tests/cluster && CGO_ENABLED=0 go build -trimpath -o {} {})",
+        "(cd tests/cluster && CGO_ENABLED={} go build -trimpath -tags {TAGS} -o {} {})",
+        package.cgo(),
         to.display(),
         package.path
     )
@@ -103,7 +223,7 @@ pub(super) fn command(name: &str, package: &Package, cache: &Path) -> String {
 
 /// Builds it. What was not built to its end is never found: it gets its name last.
 pub(super) fn get(name: &str, package: &Package, root: &Path, cache: &Path) -> anyhow::Result<()> {
-    let home = home(cache);
+    let home = home(package, cache);
     fs::create_dir_all(&home)?;
     let go = toolchain()?;
     let unfinished = home.join(format!("{name}.unfinished"));
@@ -114,13 +234,14 @@ pub(super) fn get(name: &str, package: &Package, root: &Path, cache: &Path) -> a
     let mut build = Command::new(&go.program);
     build
         .current_dir(root.join("tests/cluster"))
-        .env("CGO_ENABLED", "0")
+        .env("CGO_ENABLED", package.cgo())
         // A module that changes while it is built shares nothing with the build before.
         .env("GOFLAGS", "-mod=readonly")
         .env("GOTOOLCHAIN", "auto")
         .env("GOWORK", "off")
         .env_remove("GOROOT")
-        .args(["build", "-trimpath", "-ldflags", &flags(), "-o"])
+        .args(["build", "-trimpath", "-tags", TAGS, "-ldflags", &flags()])
+        .arg("-o")
         .arg(&unfinished)
         .arg(package.path)
         .stdin(Stdio::null());
@@ -132,11 +253,6 @@ pub(super) fn get(name: &str, package: &Package, root: &Path, cache: &Path) -> a
 struct Toolchain {
     program: PathBuf,
     version: String,
-}
-
-/// Whether there is a Go to begin with.
-pub(super) fn is_there() -> bool {
-    !installed().is_empty()
 }
 
 /// Every Go that is installed, the newest first.
