@@ -17,6 +17,7 @@ use crate::clock::Clock;
 use crate::configuration::Configuration;
 use crate::discovery::Progress;
 use crate::metrics::{Counter, LATENCY_BOUNDS_US, Totals};
+use crate::pods::Pods;
 use crate::registry::Registry;
 use crate::report::{STATES, Transitions};
 use crate::snapshot::Shedder;
@@ -31,6 +32,7 @@ pub(crate) struct Admin {
     pub(crate) transitions: Arc<Transitions>,
     pub(crate) configuration: Arc<Mutex<Configuration>>,
     pub(crate) progress: watch::Receiver<Progress>,
+    pub(crate) pods: Option<Pods>,
     pub(crate) draining: watch::Receiver<bool>,
 }
 
@@ -53,7 +55,8 @@ pub(crate) fn router(admin: Admin) -> Router {
         .with_state(admin)
 }
 
-/// Ready: something is in force, and the agent is not on its way out.
+/// Ready: something is in force, pods are captured where that is asked for, and
+/// the agent is not on its way out.
 async fn readyz(State(admin): State<Admin>) -> (StatusCode, &'static str) {
     if *admin.draining.borrow() {
         (StatusCode::SERVICE_UNAVAILABLE, "draining\n")
@@ -61,6 +64,11 @@ async fn readyz(State(admin): State<Admin>) -> (StatusCode, &'static str) {
         (
             StatusCode::SERVICE_UNAVAILABLE,
             "waiting for the first configuration from the control plane\n",
+        )
+    } else if admin.pods.as_ref().is_some_and(|pods| !pods.are_settled()) {
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "waiting for pods to be captured\n",
         )
     } else {
         (StatusCode::OK, "ok\n")

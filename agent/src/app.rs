@@ -197,6 +197,7 @@ impl Agent {
                     transitions: transitions.clone(),
                     configuration: configuration.clone(),
                     progress: progress.clone(),
+                    pods: pods.clone(),
                     draining: draining_rx,
                 });
                 tasks.push(tokio::spawn(async move {

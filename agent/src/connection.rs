@@ -226,7 +226,8 @@ impl Destination {
             let mut usable = port.endpoints.iter().take(port.usable);
             usable.position(|e| e.address == endpoint)
         });
-        kept.map_or(To::Any, To::Rather)
+        let ipv6 = original.is_ipv6();
+        kept.map_or(To::Family { ipv6 }, To::Rather)
     }
 
     /// A try goes to this endpoint: where the Service keeps a caller's endpoint,

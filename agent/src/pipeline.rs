@@ -15,6 +15,7 @@
 //! taken care of: neither success nor failure.
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -189,16 +190,26 @@ impl Exchange {
         match self.place.to {
             To::Endpoint(endpoint) => Some(endpoint),
             To::Rather(endpoint) if !self.tried.contains(endpoint) => Some(endpoint),
-            _ => {
-                let load = |i: usize| port.endpoints[i].load.get();
-                balance::pick(port.usable, load, self.tried.as_slice(), random)
+            To::Rather(endpoint) => {
+                let ipv6 = port.endpoints[endpoint].address.is_ipv6();
+                self.pick(port, port.usable_of(ipv6), random)
             }
+            To::Family { ipv6 } => self.pick(port, port.usable_of(ipv6), random),
+            To::Any | To::Service(_) => self.pick(port, 0..port.usable, random),
         }
+    }
+
+    /// One of these, rather one that was not tried.
+    fn pick(&self, port: &Port, among: Range<usize>, random: u64) -> Option<usize> {
+        let load = |i: usize| port.endpoints[among.start + i].load.get();
+        let tried = self.tried.within(&among);
+        let picked = balance::pick(among.len(), load, tried.as_slice(), random);
+        picked.map(|i| among.start + i)
     }
 
     /// Whether a caller's next request goes where this one went.
     pub(crate) fn keeps_endpoint(&self) -> bool {
-        let chosen = matches!(self.place.to, To::Any | To::Rather(_));
+        let chosen = matches!(self.place.to, To::Family { .. } | To::Rather(_));
         chosen && self.port().affinity.is_some()
     }
 

@@ -6,6 +6,7 @@ mod endpoints;
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -98,10 +99,12 @@ pub(crate) struct Port {
     pub(crate) protocol: config::Protocol,
     pub(crate) listen: Option<SocketAddr>,
     pub(crate) rules: RuleSet,
-    /// Those that callers here may use come first.
+    /// Those that callers here may use come first, and of these those of IPv4.
     pub(crate) endpoints: Vec<Endpoint>,
     /// How many of them callers here may use.
     pub(crate) usable: usize,
+    /// How many of these are of IPv4.
+    pub(crate) usable_v4: usize,
     /// How long a caller keeps its endpoint.
     pub(crate) affinity: Option<Duration>,
     pub(crate) metrics: Arc<PortMetrics>,
@@ -246,6 +249,7 @@ impl Snapshot {
             rules: RuleSet::default(),
             endpoints: vec![endpoint],
             usable: 1,
+            usable_v4: usize::from(address.is_ipv4()),
             affinity: None,
             metrics: Arc::new(PortMetrics::new(0)),
             destination_metrics: None,
@@ -406,6 +410,7 @@ impl Service {
                 .and_then(|e| e.ports.iter().find(|(number, _)| *number == port.number))
                 .map_or(&[], |(_, places)| places);
             let (places, usable) = endpoints::order(places, port.local_only, here);
+            let usable_v4 = places[..usable].partition_point(|e| e.address.is_ipv4());
             let rules = RuleSet::build(&config.id, port, &places, registry, moment);
             let number = port.number.get();
             let destination_metrics = rules
@@ -417,6 +422,7 @@ impl Service {
                 listen: port.listen,
                 rules,
                 usable,
+                usable_v4,
                 affinity: port.affinity,
                 destination_metrics,
                 endpoints: places
@@ -478,6 +484,17 @@ impl Consumer {
             namespace: namespace.to_owned(),
             ports,
             breakers,
+        }
+    }
+}
+
+impl Port {
+    /// The endpoints of a family that callers here may use.
+    pub(crate) fn usable_of(&self, ipv6: bool) -> Range<usize> {
+        if ipv6 {
+            self.usable_v4..self.usable
+        } else {
+            0..self.usable_v4
         }
     }
 }

@@ -12,6 +12,7 @@
 
 #![allow(clippy::print_stdout)] // tests print what they measured
 
+pub mod agents;
 pub mod backend;
 pub mod call;
 mod house;

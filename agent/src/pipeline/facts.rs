@@ -49,9 +49,13 @@ pub(crate) enum Side {
 pub(crate) enum To {
     /// To the endpoint that is chosen.
     Any,
+    /// To one that is chosen among those of a family: who calls by IPv6 is
+    /// answered by IPv6.
+    Family { ipv6: bool },
     /// To this endpoint of the port alone, which the caller has chosen.
     Endpoint(usize),
-    /// First to this endpoint, as the caller's last time.
+    /// First to this endpoint, as the caller's last time, then to others of its
+    /// family.
     Rather(usize),
     /// To the address that the caller used: what this agent knows of endpoints
     /// may be stale, and the node knows better.

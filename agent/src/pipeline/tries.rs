@@ -1,5 +1,6 @@
 //! One try, and whether there is another.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use weir_resilience::config::Mode;
@@ -44,6 +45,17 @@ impl Tried {
 
     pub(super) fn as_slice(&self) -> &[u16] {
         &self.endpoints[..self.count]
+    }
+
+    /// Those in this range, counted from its start.
+    pub(super) fn within(&self, range: &Range<usize>) -> Tried {
+        let mut within = Tried::default();
+        for endpoint in self.as_slice().iter().map(|e| usize::from(*e)) {
+            if range.contains(&endpoint) {
+                within.insert(endpoint - range.start);
+            }
+        }
+        within
     }
 
     pub(super) fn contains(&self, endpoint: usize) -> bool {

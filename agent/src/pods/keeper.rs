@@ -40,7 +40,7 @@ const MAX_REPORTED_SERVICES: usize = 1000;
 const FIRST_LISTENER: u64 = 1 << 48;
 
 /// How far what is wanted is in place.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Settled {
     pub(super) number: u64,
     /// There is no capture to do anything.
@@ -90,7 +90,11 @@ impl Keeper {
         sampler: Arc<Sampler>,
     ) -> (Keeper, Pods) {
         let (wanted_tx, wanted) = watch::channel(Wanted::default());
-        let (settled, settled_rx) = watch::channel(Settled::default());
+        // Nobody is there yet.
+        let (settled, settled_rx) = watch::channel(Settled {
+            number: 0,
+            away: true,
+        });
         let (coverage, coverage_rx) = watch::channel(proto::Coverage::default());
         let (wants_tx, wants) = mpsc::channel(WANTS);
         let pods = Pods {

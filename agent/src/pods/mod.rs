@@ -84,6 +84,12 @@ impl Pods {
             .await;
     }
 
+    /// Whether what is wanted now is in place.
+    pub(crate) fn are_settled(&self) -> bool {
+        let settled = *self.settled.borrow();
+        !settled.away && settled.number >= self.wanted.borrow().number
+    }
+
     /// Has every redirection taken away: new connections go the plain way, and
     /// those that came in time can still be served.
     pub(crate) async fn retreat(&self) {

@@ -6,7 +6,7 @@ use weir_resilience::config::Endpoint;
 use super::Here;
 
 /// The endpoints, those first that callers here may use, and how many these
-/// are. The order among equals is kept.
+/// are; of these, those of IPv4 first. The order among equals is kept.
 ///
 /// - Those that are ready; where none is, those that end and still answer.
 /// - `internalTrafficPolicy: Local`: on this node alone, if need be none.
@@ -37,6 +37,7 @@ pub(super) fn order(given: &[Endpoint], local_only: bool, here: &Here) -> (Vec<E
             .map(|(endpoint, _)| endpoint.clone())
     };
     let mut all: Vec<Endpoint> = those(true).collect();
+    all.sort_by_key(|endpoint| endpoint.address.is_ipv6());
     let count = all.len();
     all.extend(those(false));
     (all, count)
