@@ -21,8 +21,8 @@ const DELETE_RULE: u16 = 33;
 
 /// The routing table for replies, and the rule's turn: before the tables that
 /// every system has (32766).
-const TABLE: u32 = 15081;
-const TURN: u32 = 32764;
+pub(super) const TABLE: u32 = 15081;
+pub(super) const TURN: u32 = 32764;
 /// The loopback interface has this number in every network namespace.
 const LOOPBACK: u32 = 1;
 

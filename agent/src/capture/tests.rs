@@ -1,6 +1,7 @@
 //! Capture as a whole, in network namespaces that the tests make.
 
 mod connections;
+mod documented;
 mod failing;
 mod finding;
 mod ground;
