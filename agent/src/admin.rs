@@ -103,7 +103,12 @@ const FAMILIES: &[Family] = &[
     (
         "weir_cancelled_total",
         "counter",
-        "Requests whose caller left before the response ended.",
+        "Requests whose caller left before the response ended; of what is passed through, connections that the caller reset.",
+    ),
+    (
+        "weir_tcp_connections_total",
+        "counter",
+        "Connections passed through as bytes that have ended, by how: both sides were done, the endpoint reset it, or nothing was said for tcpIdle.",
     ),
     (
         "weir_tries_total",
@@ -492,6 +497,7 @@ fn label_of(family: &str) -> &'static str {
         "weir_responses_total" => "class",
         "weir_failed_tries_total" | "weir_retries_stopped_total" | "weir_answers_total" => "reason",
         "weir_shadow_decisions_total" => "section",
+        "weir_tcp_connections_total" => "end",
         _ => "kind",
     }
 }

@@ -62,6 +62,17 @@ impl Buffer {
         true
     }
 
+    /// One call of `read` with the free space; it tells how many bytes it has
+    /// put there. Call it only where [`Buffer::has_room`].
+    pub(crate) fn fill(
+        &mut self,
+        read: impl FnOnce(&mut [u8]) -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        let n = read(&mut self.data[self.end..])?;
+        self.end = (self.end + n).min(self.data.len());
+        Ok(n)
+    }
+
     /// One read into the free space. Zero bytes mean the end of the stream;
     /// call it only where [`Buffer::has_room`].
     pub(crate) fn poll_read<R: AsyncRead>(

@@ -12,23 +12,25 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 use weir_resilience::Time;
+use weir_resilience::config::Protocol;
 
 use crate::answer::Answer;
 use crate::buffer::Buffer;
+use crate::detect::{PREFACE, Spoken, spoken};
 use crate::dial::is_stale;
 use crate::pipeline::{Exchange, Held, Place, To};
 use crate::pods::Origin;
 use crate::snapshot::Snapshot;
 use crate::timer::Timer;
 use crate::worker::{Entrance, QUIET, Target, Worker};
-use crate::{h1, h2};
+use crate::{h1, h2, tcp};
 
 /// How long a caller may take for a request's head, and idle between two.
 pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(3600);
-
-/// What an HTTP/2 connection begins with (RFC 9113, section 3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// How long a caller may be silent where nobody has said what is spoken. Then
+/// the endpoint is given the chance to speak first.
+const MOMENT: Duration = Duration::from_millis(50);
 
 /// A caller's connection.
 pub(crate) struct Caller {
@@ -62,15 +64,71 @@ pub(crate) async fn serve(worker: Rc<Worker>, id: u64, io: TcpStream, entrance: 
     };
     let mut timer = Timer::new(caller.worker.clock);
     let since = caller.worker.clock.now();
-    match poll_fn(|cx| caller.poll_protocol(&mut timer, since, cx)).await {
-        Some(true) => h2::serve(caller).await,
-        Some(false) => h1::serve(caller).await,
-        None => caller.worker.spare.borrow_mut().give(caller.buffer),
+    let known = match caller.declared() {
+        Protocol::Tcp => Some(Spoken::Other),
+        Protocol::Detect => {
+            let heard = poll_fn(|cx| caller.poll_spoken(&mut timer, since, cx)).await;
+            match heard {
+                Ok(known) => known,
+                Err(_) => return caller.worker.spare.borrow_mut().give(caller.buffer),
+            }
+        }
+        Protocol::Http | Protocol::Http1 | Protocol::Http2 => {
+            match poll_fn(|cx| caller.poll_protocol(&mut timer, since, cx)).await {
+                Some(true) => Some(Spoken::Http2),
+                Some(false) => Some(Spoken::Http1),
+                None => return caller.worker.spare.borrow_mut().give(caller.buffer),
+            }
+        }
+    };
+    let http = match known {
+        Some(spoken @ (Spoken::Http1 | Spoken::Http2)) => Some((caller, spoken)),
+        Some(Spoken::Other) => tcp::serve(caller, timer, true).await,
+        None => tcp::serve(caller, timer, false).await,
+    };
+    match http {
+        Some((caller, Spoken::Http2)) => h2::serve(caller).await,
+        Some((caller, _)) => h1::serve(caller).await,
+        None => {}
     }
 }
 
 impl Caller {
-    /// Whether the caller speaks HTTP/2; `None` when it left without a word.
+    /// What is spoken here, as far as it was said. Callers that name where they
+    /// want to go do so in HTTP; so is the refusal where there is no such port.
+    fn declared(&self) -> Protocol {
+        let resolved = self.destination.resolve(&self.worker, None);
+        resolved.map_or(Protocol::Http, |(snapshot, place)| {
+            snapshot.services[place.service].ports[place.port].protocol
+        })
+    }
+
+    /// What the caller speaks where nobody has said it; `None` after a
+    /// [`MOMENT`] in which it has not told. An end without a word is passed on
+    /// like any other.
+    fn poll_spoken(
+        &mut self,
+        timer: &mut Timer,
+        since: Time,
+        cx: &mut Context<'_>,
+    ) -> Poll<std::io::Result<Option<Spoken>>> {
+        loop {
+            if let Some(spoken) = spoken(self.buffer.bytes()) {
+                return Poll::Ready(Ok(Some(spoken)));
+            }
+            match self.poll_fill(cx) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Ok(Some(Spoken::Other))),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {
+                    let now = self.worker.clock.now();
+                    return timer.poll(Some(since + MOMENT), now, cx).map(|()| Ok(None));
+                }
+            }
+        }
+    }
+
+    /// Where only HTTP is spoken: whether it is HTTP/2; `None` when the caller left without a word.
     /// Both kinds of HTTP are spoken by the client first, so waiting for the
     /// first bytes holds up nobody.
     ///

@@ -15,6 +15,7 @@ pub const FEATURES: &[&str] = &[
     "loadShedding.cpu",
     "loadShedding.pressure",
     "consumerPolicies",
+    "tcp",
 ];
 
 /// What this agent can be sent besides, where it captures pods' connections.

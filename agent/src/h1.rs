@@ -224,7 +224,7 @@ impl Session {
             let grpc = head
                 .header("content-type")
                 .is_some_and(|t| t.starts_with(b"application/grpc"));
-            let facts = RequestFacts { grpc };
+            let facts = RequestFacts { grpc, tcp: false };
             let method: Method = head.method.clone();
             let exchange =
                 Exchange::admit(&snapshot, place, worker.index, method, head, facts, now)

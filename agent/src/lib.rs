@@ -1,8 +1,8 @@
 //! Weir's data path: sockets in, decisions, sockets out.
 //!
 //! A caller's connection is accepted by a [`worker`](self) (a thread with a
-//! runtime of its own), told apart by its first bytes, and served by `h1` or
-//! `h2`. Each request goes through `pipeline`, a state machine without I/O
+//! runtime of its own), told apart by its first bytes, and served by `h1`, `h2`
+//! or `tcp`. Each request goes through `pipeline`, a state machine without I/O
 //! that holds every permit; the protocols own the sockets and do what it
 //! decides. What is decided by comes from a `snapshot`, which the control
 //! thread builds from the control plane's resources (`discovery`,
@@ -22,6 +22,7 @@ mod clock;
 mod configuration;
 mod connection;
 mod control;
+mod detect;
 mod dial;
 mod discovery;
 mod features;
@@ -37,6 +38,7 @@ mod replay;
 mod report;
 mod snapshot;
 mod store;
+mod tcp;
 mod timer;
 mod wait;
 mod worker;

@@ -37,6 +37,10 @@ counters! {
     Status5xx => "weir_responses_total", "5xx";
     /// Requests whose caller left before the response ended.
     CallerGone => "weir_cancelled_total", "";
+    /// Connections that were passed through as bytes, by how they ended.
+    TcpComplete => "weir_tcp_connections_total", "complete";
+    TcpReset => "weir_tcp_connections_total", "reset";
+    TcpIdle => "weir_tcp_connections_total", "idle";
     /// Tries sent to an endpoint.
     Tries => "weir_tries_total", "";
     /// Tries that ended in a failure.

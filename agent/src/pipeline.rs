@@ -9,8 +9,8 @@
 //! on_end     record → everything given back
 //! ```
 //!
-//! [`Exchange`] is a synchronous state machine without I/O: `h1` and `h2` drive
-//! it and own the sockets. It holds every permit of the request and gives back
+//! [`Exchange`] is a synchronous state machine without I/O: `h1`, `h2` and `tcp`
+//! drive it and own the sockets; for `tcp` a connection is one request. It holds every permit of the request and gives back
 //! what is left when it is dropped, which is also how a caller that leaves is
 //! taken care of: neither success nor failure.
 
@@ -28,12 +28,14 @@ use crate::answer::Answer;
 use crate::metrics::{Counter, PortMetrics};
 use crate::snapshot::{Port, Rules, Service, Snapshot};
 
+mod connections;
 mod deadlines;
 mod facts;
 mod places;
 mod records;
 mod tries;
 
+pub(crate) use connections::NoHead;
 use deadlines::enforced;
 pub(crate) use facts::{
     End, Limit, Place, RequestFacts, ResponseFacts, Side, To, TryFailure, Verdict,
@@ -84,10 +86,13 @@ impl Exchange {
     ) -> Result<Exchange, Answer> {
         let (at_caller, at_destination) =
             (snapshot.at_caller(place), snapshot.at_destination(place));
-        let route = at_caller.route(request);
-        let destination_route = match (place.consumer, place.side) {
-            (None, Side::Both) => route,
-            _ => at_destination.route(request),
+        let (route, destination_route) = match (place.consumer, place.side) {
+            _ if facts.tcp => (None, None),
+            (None, Side::Both) => {
+                let route = at_caller.route(request);
+                (route, route)
+            }
+            _ => (at_caller.route(request), at_destination.route(request)),
         };
         let mut exchange = Exchange {
             snapshot: snapshot.clone(),
@@ -276,14 +281,7 @@ impl Exchange {
         current.deadline = None;
         // How long a stream lasts says nothing about how slow it is.
         current.took.get_or_insert(now.since(current.started));
-        // A probe has seen what it was sent for; its place is for the next one.
-        if current
-            .permit
-            .as_ref()
-            .is_some_and(breaker::Permit::is_probe)
-        {
-            self.record_success(now, random);
-        }
+        self.on_probe_success(now, random);
     }
 
     /// A try failed without a response. The error is what the caller gets.
@@ -381,6 +379,10 @@ impl Exchange {
         }
         self.finished = true;
         self.leave_try(now);
+        if self.facts.tcp {
+            // How long a connection lasts is no latency.
+            return;
+        }
         let took = now.since(self.started);
         self.metrics().observe(self.shard, took);
         if let Some(timeouts) = self.rules().timeouts

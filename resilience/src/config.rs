@@ -129,12 +129,17 @@ pub struct Port {
 /// The application protocol of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Protocol {
-    /// HTTP/1.1 or HTTP/2 with prior knowledge, told apart by the first bytes.
+    /// Nobody has said it; the first bytes tell. What is not HTTP is passed on
+    /// as it is.
     Detect,
+    /// HTTP/1.1 or HTTP/2 with prior knowledge, told apart by the first bytes.
+    Http,
     /// HTTP/1.1.
     Http1,
     /// HTTP/2 with prior knowledge (gRPC is this).
     Http2,
+    /// Bytes, passed on as they are.
+    Tcp,
 }
 
 /// A part of a service's requests with sections of its own.
@@ -180,6 +185,9 @@ pub struct Timeouts {
     pub idle: Option<Duration>,
     /// From a stream's head to its end.
     pub max_stream: Option<Duration>,
+    /// Without a byte in either direction of a connection that is passed
+    /// through as bytes.
+    pub tcp_idle: Option<Duration>,
     /// Whether they act.
     pub mode: Mode,
 }

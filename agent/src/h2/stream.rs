@@ -146,7 +146,7 @@ fn admit(
             expected: "HTTP/1.1",
         });
     }
-    let facts = RequestFacts { grpc };
+    let facts = RequestFacts { grpc, tcp: false };
     Exchange::admit(
         &snapshot,
         place,

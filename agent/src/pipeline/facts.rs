@@ -66,6 +66,9 @@ pub(crate) enum To {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RequestFacts {
     pub(crate) grpc: bool,
+    /// A connection that is passed through as bytes. It has no head, so no
+    /// route is for it.
+    pub(crate) tcp: bool,
 }
 
 /// What the pipeline needs to know of a response, from its head, or for gRPC

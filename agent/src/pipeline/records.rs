@@ -17,6 +17,19 @@ impl Exchange {
         }
     }
 
+    /// Whether the current try is a breaker's probe that has not been judged.
+    pub(crate) fn is_probe(&self) -> bool {
+        let permit = self.current.as_ref().and_then(|t| t.permit.as_ref());
+        permit.is_some_and(breaker::Permit::is_probe)
+    }
+
+    /// A probe has seen what it was sent for; its place is for the next one.
+    pub(crate) fn on_probe_success(&mut self, now: Time, random: u64) {
+        if self.is_probe() {
+            self.record_success(now, random);
+        }
+    }
+
     /// What the breaker calls a failure.
     pub(super) fn failure_cause(
         &self,

@@ -11,7 +11,7 @@ use super::attachments::{Attachments, Place};
 use super::breakers::{BreakerPlan, word};
 use super::merge::{Layer, Merged, Policy, Rank, Winner, merge};
 use super::mesh::covers;
-use super::service::{PortPlan, ServicePlan, Slices, endpoints};
+use super::service::{PortPlan, ServicePlan, Slices, Spoken, endpoints};
 use super::{ServiceOutcome, consumer_key, sections};
 use crate::ledger::BreakerId;
 use crate::sources::{Key, Objects};
@@ -152,7 +152,7 @@ pub(crate) fn refusals(spec: &ResiliencePolicySpec) -> Vec<Problem> {
     let port = PortPlan {
         number: 80,
         name: String::new(),
-        protocol: proto::Protocol::Detect,
+        spoken: Spoken::Detect,
         listen: None,
     };
     let mut work = Work {
@@ -233,6 +233,9 @@ impl Work<'_> {
         if self.consumer.is_some() {
             self.requires.insert("consumerPolicies");
         }
+        if port.spoken == Spoken::Tcp {
+            self.requires.insert("tcp");
+        }
         let routes = merged.routes.map_or_else(Vec::new, |winner| {
             winner
                 .policy
@@ -245,7 +248,8 @@ impl Work<'_> {
         proto::Port {
             number: port.number.into(),
             name: port.name.clone(),
-            protocol: port.protocol.into(),
+            protocol: port.spoken.protocol().into(),
+            http: port.spoken == Spoken::Http,
             listen: port
                 .listen
                 .filter(|_| self.consumer.is_none())

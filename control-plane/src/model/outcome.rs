@@ -260,9 +260,7 @@ fn service_problem(plan: &ServicePlan, target: &Target) -> Option<Verdict> {
         target,
         Target::Service { port: None, .. } | Target::Consumer { port: None, .. }
     );
-    let (name, spoken) = plan.unserved.first().filter(|_| whole)?;
-    let message = format!(
-        "port {name} speaks {spoken}, which is not served yet: HTTP and gRPC are; other ports are served"
-    );
+    let (name, transport) = plan.unserved.first().filter(|_| whole)?;
+    let message = format!("port {name} is {transport}, and only TCP is served; other ports are");
     Some(Verdict::new(Reason::UnsupportedProtocol, message))
 }

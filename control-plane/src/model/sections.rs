@@ -36,6 +36,7 @@ pub(super) fn timeouts(given: &api::Timeouts, shadow: bool) -> proto::Timeouts {
         connect_us: micros(given.connect),
         idle_us: micros(given.idle),
         max_stream_us: optional(given.max_stream),
+        tcp_idle_us: micros(given.tcp_idle),
         shadow,
     }
 }

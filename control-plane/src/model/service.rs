@@ -30,8 +30,32 @@ pub(super) struct PortPlan {
     pub(super) number: u16,
     /// Empty where it has none.
     pub(super) name: String,
-    pub(super) protocol: proto::Protocol,
+    pub(super) spoken: Spoken,
     pub(super) listen: Option<SocketAddr>,
+}
+
+/// What is spoken on a port, as far as its owner says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Spoken {
+    /// Nothing is said: the first bytes tell.
+    Detect,
+    /// HTTP of either version.
+    Http,
+    Http1,
+    Http2,
+    /// Anything else: bytes.
+    Tcp,
+}
+
+impl Spoken {
+    pub(super) fn protocol(self) -> proto::Protocol {
+        match self {
+            Spoken::Detect | Spoken::Http => proto::Protocol::Detect,
+            Spoken::Http1 => proto::Protocol::Http1,
+            Spoken::Http2 => proto::Protocol::Http2,
+            Spoken::Tcp => proto::Protocol::Tcp,
+        }
+    }
 }
 
 impl PortPlan {
@@ -55,7 +79,7 @@ pub(super) struct ServicePlan {
     /// For how long a caller keeps its endpoint; 0: for one connection.
     pub(super) affinity_us: u64,
     pub(super) ports: Vec<PortPlan>,
-    /// Ports whose protocol is not served yet: name and protocol.
+    /// Ports whose transport is not served: name and transport.
     pub(super) unserved: Vec<(String, String)>,
     /// What is wrong with its listeners.
     pub(super) problems: Vec<String>,
@@ -84,18 +108,18 @@ pub(super) fn plan(service: &Service) -> ServicePlan {
     plan.local_only = spec.internal_traffic_policy.as_deref() == Some("Local");
     plan.affinity_us = affinity(spec);
     for port in spec.ports.as_deref().unwrap_or_default() {
-        match protocol(port) {
-            Ok(protocol) => plan
+        match spoken(port) {
+            Ok(spoken) => plan
                 .ports
                 .extend(u16::try_from(port.port).ok().map(|number| PortPlan {
                     number,
                     name: port.name.clone().unwrap_or_default(),
-                    protocol,
+                    spoken,
                     listen: None,
                 })),
-            Err(spoken) => {
+            Err(transport) => {
                 let name = port.name.clone().unwrap_or_else(|| port.port.to_string());
-                plan.unserved.push((name, spoken));
+                plan.unserved.push((name, transport));
             }
         }
     }
@@ -154,36 +178,34 @@ fn clash(a: SocketAddr, b: SocketAddr) -> bool {
         && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
 }
 
-/// What a port speaks, or what it is that is not served yet.
+/// What is spoken on a port; the error is a transport other than TCP.
 ///
 /// `appProtocol` decides; without it the name of the port, as Istio and Gateway
 /// API's implementations read it; else the first bytes of a connection tell.
-fn protocol(port: &ServicePort) -> Result<proto::Protocol, String> {
+fn spoken(port: &ServicePort) -> Result<Spoken, String> {
     let transport = port.protocol.as_deref().unwrap_or("TCP");
     if transport != "TCP" {
         return Err(transport.to_owned());
     }
-    if let Some(spoken) = &port.app_protocol {
-        return match spoken.to_ascii_lowercase().as_str() {
-            "kubernetes.io/h2c" | "grpc" | "h2c" | "http2" => Ok(proto::Protocol::Http2),
+    if let Some(named) = &port.app_protocol {
+        return Ok(match named.to_ascii_lowercase().as_str() {
+            "kubernetes.io/h2c" | "grpc" | "h2c" | "http2" => Spoken::Http2,
             // Callers of "http" may use either version; a WebSocket begins as HTTP/1.1.
-            "http" => Ok(proto::Protocol::Detect),
-            "kubernetes.io/ws" => Ok(proto::Protocol::Http1),
-            _ => Err(spoken.clone()),
-        };
+            "http" | "grpc-web" => Spoken::Http,
+            "kubernetes.io/ws" => Spoken::Http1,
+            // TLS, a database, or what only its owner knows.
+            _ => Spoken::Tcp,
+        });
     }
-    let prefix = port
-        .name
-        .as_deref()
-        .unwrap_or_default()
-        .split('-')
-        .next()
-        .unwrap_or_default();
-    match prefix {
-        "grpc" | "http2" | "h2c" => Ok(proto::Protocol::Http2),
-        "https" | "tls" | "tcp" | "udp" | "mongo" | "mysql" | "redis" => Err(prefix.to_owned()),
-        _ => Ok(proto::Protocol::Detect),
-    }
+    let name = port.name.as_deref().unwrap_or_default();
+    let prefix = name.split('-').next().unwrap_or_default();
+    Ok(match prefix {
+        "grpc" if name == "grpc-web" || name.starts_with("grpc-web-") => Spoken::Http,
+        "grpc" | "http2" | "h2c" => Spoken::Http2,
+        "http" => Spoken::Http,
+        "https" | "tls" | "tcp" | "udp" | "mongo" | "mysql" | "redis" => Spoken::Tcp,
+        _ => Spoken::Detect,
+    })
 }
 
 fn listeners(service: &Service, plan: &mut ServicePlan) {
@@ -222,8 +244,8 @@ fn listener(
             .collect::<Vec<_>>()
             .join(", ")
     };
-    let unserved = |(name, spoken): &(String, String)| {
-        format!("port {name} speaks {spoken}, which is not served yet")
+    let unserved = |(name, transport): &(String, String)| {
+        format!("port {name} is {transport}, and only TCP is served")
     };
     let index = match port {
         None if plan.ports.len() + plan.unserved.len() > 1 => {

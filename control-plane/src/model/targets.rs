@@ -109,7 +109,7 @@ fn served(mut services: Vec<Key>, plans: &Plans) -> Result<Vec<Key>, Verdict> {
         false => Ok(services),
         true => Err(Verdict::new(
             Reason::UnsupportedProtocol,
-            "no port of any of its Services is served yet: HTTP and gRPC are",
+            "no port of any of its Services is TCP, and nothing else is served",
         )),
     }
 }
@@ -146,9 +146,8 @@ fn find(
     if plan.ports.iter().any(|plan| plan.name == *port) {
         return Ok(());
     }
-    if let Some((_, spoken)) = plan.unserved.iter().find(|(name, _)| name == port) {
-        let message =
-            format!("port {port} speaks {spoken}, which is not served yet: HTTP and gRPC are");
+    if let Some((_, transport)) = plan.unserved.iter().find(|(name, _)| name == port) {
+        let message = format!("port {port} is {transport}, and only TCP is served");
         return Err(Verdict::new(Reason::UnsupportedProtocol, message));
     }
     let mut names: Vec<&str> = plan.ports.iter().map(|port| port.name.as_str()).collect();

@@ -97,7 +97,7 @@ words! {
         ResolvedRefs,
         /// ResolvedRefs: there is no such Service, namespace or port.
         TargetNotFound,
-        /// ResolvedRefs: a port speaks a protocol that is not served yet.
+        /// ResolvedRefs: a port is not TCP, which alone is served.
         UnsupportedProtocol,
         /// ResolvedRefs: an address that the Service asks for cannot be listened on.
         InvalidListener,

@@ -52,6 +52,10 @@ pub struct Port {
     /// (sessionAffinity: ClientIP); 0 = no affinity.
     #[prost(uint64, tag = "8")]
     pub affinity_us: u64,
+    /// With PROTOCOL_DETECT: the owner says that it is HTTP, of either version, so
+    /// nothing else is to be expected on it.
+    #[prost(bool, tag = "9")]
+    pub http: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Route {
@@ -159,6 +163,9 @@ pub struct Timeouts {
     /// Decide and count only.
     #[prost(bool, tag = "6")]
     pub shadow: bool,
+    /// Of a connection that is passed through as bytes.
+    #[prost(uint64, tag = "7")]
+    pub tcp_idle_us: u64,
 }
 /// An inclusive range of HTTP status codes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -438,10 +445,13 @@ impl ExistingConnections {
 #[repr(i32)]
 pub enum Protocol {
     Unspecified = 0,
-    /// HTTP/1.1 or HTTP/2 with prior knowledge, told apart by the first bytes.
+    /// Told by the first bytes: HTTP/1.1, HTTP/2 with prior knowledge, or anything
+    /// else, which is passed on as it is.
     Detect = 1,
     Http1 = 2,
     Http2 = 3,
+    /// Bytes, passed on as they are. Needs the feature "tcp".
+    Tcp = 4,
 }
 impl Protocol {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -454,6 +464,7 @@ impl Protocol {
             Self::Detect => "PROTOCOL_DETECT",
             Self::Http1 => "PROTOCOL_HTTP1",
             Self::Http2 => "PROTOCOL_HTTP2",
+            Self::Tcp => "PROTOCOL_TCP",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -463,6 +474,7 @@ impl Protocol {
             "PROTOCOL_DETECT" => Some(Self::Detect),
             "PROTOCOL_HTTP1" => Some(Self::Http1),
             "PROTOCOL_HTTP2" => Some(Self::Http2),
+            "PROTOCOL_TCP" => Some(Self::Tcp),
             _ => None,
         }
     }

@@ -172,9 +172,11 @@ fn port(at: &mut At<'_>, message: &proto::Port) -> Option<Port> {
     let name = (!message.name.is_empty()).then(|| message.name.clone());
     let name_is_good = name.as_ref().is_none_or(|name| at.label("name", name));
     let protocol = match message.protocol() {
+        proto::Protocol::Detect if message.http => Some(Protocol::Http),
         proto::Protocol::Detect => Some(Protocol::Detect),
         proto::Protocol::Http1 => Some(Protocol::Http1),
         proto::Protocol::Http2 => Some(Protocol::Http2),
+        proto::Protocol::Tcp => Some(Protocol::Tcp),
         proto::Protocol::Unspecified => {
             at.refuse("protocol", unknown(message.protocol));
             None

@@ -28,6 +28,9 @@ pub(super) fn service(service: &ServiceOutcome) -> (String, Value) {
     for port in &config.ports {
         let protocol = port.protocol().as_str_name();
         let mut value = json!({ "protocol": protocol.trim_start_matches("PROTOCOL_") });
+        if port.http {
+            value["http"] = true.into();
+        }
         if let Some(endpoints) = &service.endpoints {
             let endpoints = endpoints.ports.iter().find(|of| of.port == port.number);
             value["endpoints"] = endpoints
@@ -101,7 +104,7 @@ fn policy_sections(policy: &proto::Policy) -> Value {
     if let Some(of) = &policy.timeouts {
         sections.insert("timeouts".into(), json!({
             "request": span(of.request_us), "perTry": span(of.per_try_us), "connect": span(of.connect_us),
-            "idle": span(of.idle_us), "maxStream": span(of.max_stream_us), "shadow": of.shadow,
+            "idle": span(of.idle_us), "maxStream": span(of.max_stream_us), "tcpIdle": span(of.tcp_idle_us), "shadow": of.shadow,
         }));
     }
     if let Some(of) = &policy.retries {

@@ -75,6 +75,7 @@ fn timeouts(at: &mut At<'_>, message: &proto::Timeouts) -> Option<Timeouts> {
     let connect = at.optional_duration("connect_us", message.connect_us);
     let idle = at.optional_duration("idle_us", message.idle_us);
     let max_stream = at.optional_duration("max_stream_us", message.max_stream_us);
+    let tcp_idle = at.optional_duration("tcp_idle_us", message.tcp_idle_us);
     if let (Some(Some(per_try)), Some(Some(request))) = (per_try, request)
         && per_try > request
     {
@@ -87,6 +88,7 @@ fn timeouts(at: &mut At<'_>, message: &proto::Timeouts) -> Option<Timeouts> {
         connect: connect?,
         idle: idle?,
         max_stream: max_stream?,
+        tcp_idle: tcp_idle?,
         mode: mode(message.shadow),
     })
 }

@@ -10,6 +10,7 @@ pub(super) fn full() -> proto::ServiceConfig {
             idle_us: 300_000_000,
             max_stream_us: 0,
             shadow: true,
+            tcp_idle_us: 3_600_000_000,
         }),
         retries: Some(proto::Retries {
             key: "payments".to_owned(),
@@ -116,6 +117,7 @@ pub(super) fn full() -> proto::ServiceConfig {
             number: 80,
             name: "http".to_owned(),
             protocol: proto::Protocol::Detect.into(),
+            http: true,
             listen: "127.0.0.1:8081".to_owned(),
             policy: Some(policy.clone()),
             routes: vec![proto::Route {

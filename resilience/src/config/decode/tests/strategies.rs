@@ -73,13 +73,14 @@ fn condition() -> BoxedStrategy<proto::Match> {
 }
 
 fn timeouts() -> BoxedStrategy<proto::Timeouts> {
-    prop::array::uniform5(micros())
+    prop::array::uniform6(micros())
         .prop_map(|micros| proto::Timeouts {
             request_us: micros[0],
             per_try_us: micros[1],
             connect_us: micros[2],
             idle_us: micros[3],
             max_stream_us: micros[4],
+            tcp_idle_us: micros[5],
             shadow: micros[0] % 2 == 0,
         })
         .boxed()
@@ -285,6 +286,7 @@ pub(super) fn service() -> BoxedStrategy<proto::ServiceConfig> {
                     routes,
                     local_only,
                     affinity_us,
+                    http: number.is_multiple_of(2),
                 }
             },
         );
