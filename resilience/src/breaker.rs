@@ -26,6 +26,7 @@ mod log;
 #[cfg(test)]
 #[cfg(loom)]
 mod loom_tests;
+mod memory;
 mod message;
 mod outcome;
 mod probes;
@@ -39,6 +40,7 @@ mod window;
 mod word;
 
 use log::Log;
+pub use memory::{Memory, Phase};
 pub use outcome::{Cause, Outcome, Reason, Refused, State, Status, Transition};
 use probes::{NoProbe, Probes};
 use run::Run;

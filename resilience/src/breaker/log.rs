@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use super::window::Sum;
-use super::{Reason, State, Transition};
+use super::{Memory, Reason, State, Transition};
 use crate::Time;
 use crate::config;
 
@@ -78,6 +78,15 @@ impl Log {
             at,
             epoch: self.epoch,
         });
+    }
+
+    /// Goes on as another did, which has told of its transitions itself.
+    pub(super) fn recall(&mut self, memory: &Memory, since: Time) {
+        self.epoch += 1;
+        self.reason = Some(memory.reason);
+        self.message.clone_from(&memory.message);
+        self.since = since;
+        self.failed_recoveries = memory.failed_recoveries;
     }
 
     pub(super) fn drain(&mut self, out: &mut Vec<Transition>) {

@@ -8,6 +8,7 @@ use crate::config::{
 };
 
 mod contract;
+mod memory;
 mod model;
 mod people;
 mod recovery;
