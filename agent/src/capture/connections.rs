@@ -12,6 +12,7 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::ControlFlow;
 
 use rustix::io::Errno;
 use rustix::net::netlink::SOCK_DIAG;
@@ -21,8 +22,8 @@ use super::nft::Family;
 use super::rules::OURS;
 use super::wire::{INBOUND_PORT, OUTBOUND_PORT};
 
-/// Connections through the proxy that are told from others in one namespace.
-const MAX_PROXIED: usize = 65_536;
+/// Connections of one namespace and family that are looked at.
+const MAX_CONNECTIONS: usize = 65_536;
 /// Connections that are ended at once.
 const MAX_RESET: usize = 1024;
 
@@ -40,7 +41,7 @@ const IDENTITY: usize = 48;
 pub(super) enum ConnectionsError {
     #[error("cannot list its connections: {0}")]
     List(io::Error),
-    #[error("more than {MAX_PROXIED} of its connections go through the proxy: not counted")]
+    #[error("it has more than {MAX_CONNECTIONS} connections: they are not counted")]
     Many,
     #[error("this kernel cannot end connections (it is built without CONFIG_INET_DIAG_DESTROY)")]
     Unable,
@@ -65,22 +66,15 @@ pub(super) fn existing(
     ports: &[u16],
     reset: usize,
 ) -> Result<Vec<u32>, ConnectionsError> {
-    let socket = Socket::open(Some(SOCK_DIAG)).map_err(ConnectionsError::List)?;
     let mut sent = HashSet::new();
     let mut received = HashSet::new();
-    each(&socket, |connection| {
-        if sent.len() + received.len() > MAX_PROXIED {
-            return;
-        }
+    each(|connection| {
         if connection.local.port() == OUTBOUND_PORT {
             sent.insert(connection.remote);
         } else if connection.mark == OURS {
             received.insert((connection.remote, connection.local));
         }
     })?;
-    if sent.len() + received.len() > MAX_PROXIED {
-        return Err(ConnectionsError::Many);
-    }
     let destination: HashMap<_, _> = (0..).zip(destinations).map(|(n, a)| (*a, n)).collect();
     let port: HashMap<_, usize> = (destinations.len()..)
         .zip(ports)
@@ -88,7 +82,7 @@ pub(super) fn existing(
         .collect();
     let mut counts = vec![0; destinations.len() + ports.len()];
     let mut ends = Vec::new();
-    each(&socket, |connection| {
+    each(|connection| {
         if connection.mark == OURS {
             return;
         }
@@ -105,42 +99,42 @@ pub(super) fn existing(
             ends.push(connection);
         }
     })?;
-    for connection in &ends {
-        end(&socket, connection)?;
-    }
+    end(&ends)?;
     Ok(counts)
 }
 
 /// Ends the connections that the proxy has accepted in the namespace that the
 /// thread is in: whoever made them is told at once.
 pub(super) fn end_accepted() -> Result<(), ConnectionsError> {
-    let socket = Socket::open(Some(SOCK_DIAG)).map_err(ConnectionsError::List)?;
-    // Each round sees what the one before has left. A proxy that accepts
-    // meanwhile, or a kernel that does not end them, does not keep us here.
-    for _ in 0..MAX_PROXIED / MAX_RESET {
-        let mut ends = Vec::new();
-        each(&socket, |connection| {
-            let accepted = [OUTBOUND_PORT, INBOUND_PORT].contains(&connection.local.port());
-            if accepted && ends.len() < MAX_RESET {
-                ends.push(connection);
-            }
-        })?;
-        for connection in &ends {
-            end(&socket, connection)?;
+    let mut ends = Vec::new();
+    each(|connection| {
+        if [OUTBOUND_PORT, INBOUND_PORT].contains(&connection.local.port()) {
+            ends.push(connection);
         }
-        if ends.len() < MAX_RESET {
-            break;
-        }
-    }
-    Ok(())
+    })?;
+    end(&ends)
 }
 
-fn each(socket: &Socket, mut found: impl FnMut(Connection)) -> Result<(), ConnectionsError> {
+fn each(mut found: impl FnMut(Connection)) -> Result<(), ConnectionsError> {
+    let socket = Socket::open(Some(SOCK_DIAG)).map_err(ConnectionsError::List)?;
     for family in [Family::Ip, Family::Ip6] {
         let mut question = Messages::default();
         let fixed = request(family, &[0; IDENTITY]);
         question.push(BY_FAMILY, DUMP, 1, &fixed, |_| {});
-        let listed = socket.dump(&question, |message| found_in(message, family, &mut found));
+        let mut count = 0;
+        let listed = socket.dump(&question, |message| {
+            count += 1;
+            if count > MAX_CONNECTIONS {
+                return ControlFlow::Break(());
+            }
+            if let Some(connection) = read(message, family) {
+                found(connection);
+            }
+            ControlFlow::Continue(())
+        });
+        if count > MAX_CONNECTIONS {
+            return Err(ConnectionsError::Many);
+        }
         match listed {
             // A kernel without IPv6.
             Err(Errno::NOENT | Errno::AFNOSUPPORT) if family == Family::Ip6 => {}
@@ -150,15 +144,10 @@ fn each(socket: &Socket, mut found: impl FnMut(Connection)) -> Result<(), Connec
     Ok(())
 }
 
-fn found_in(message: &Message<'_>, family: Family, found: &mut impl FnMut(Connection)) {
+fn read(message: &Message<'_>, family: Family) -> Option<Connection> {
     const FIXED: usize = 72;
     let body = message.body;
-    let Some(identity) = body
-        .get(4..4 + IDENTITY)
-        .and_then(|identity| <[u8; IDENTITY]>::try_from(identity).ok())
-    else {
-        return;
-    };
+    let identity = <[u8; IDENTITY]>::try_from(body.get(4..4 + IDENTITY)?).ok()?;
     let mark = attributes(body.get(FIXED..).unwrap_or_default())
         .find(|(kind, _)| *kind == MARK)
         .and_then(|(_, value)| u32_at(value, 0));
@@ -173,29 +162,33 @@ fn found_in(message: &Message<'_>, family: Family, found: &mut impl FnMut(Connec
             Family::Ip6 => IpAddr::from(Ipv6Addr::from(octets)).to_canonical(),
         }
     };
-    found(Connection {
+    Some(Connection {
         family,
         local: SocketAddr::new(address(4), port(0)),
         remote: SocketAddr::new(address(20), port(2)),
         mark: mark.unwrap_or_default(),
         identity,
-    });
+    })
 }
 
-/// Resets a connection: both ends are told.
-fn end(socket: &Socket, connection: &Connection) -> Result<(), ConnectionsError> {
-    let mut messages = Messages::default();
-    let fixed = request(connection.family, &connection.identity);
-    messages.push(DESTROY, ACK, 1, &fixed, |_| {});
-    match socket
-        .request(&messages, 1)
-        .map_err(|refusal| refusal.error)
-    {
-        // Gone meanwhile.
-        Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(Errno::OPNOTSUPP) => Err(ConnectionsError::Unable),
-        Err(error) => Err(ConnectionsError::End(error.into())),
+/// Resets connections: both ends of each are told.
+fn end(connections: &[Connection]) -> Result<(), ConnectionsError> {
+    let socket = Socket::open(Some(SOCK_DIAG)).map_err(ConnectionsError::List)?;
+    for connection in connections {
+        let mut messages = Messages::default();
+        let fixed = request(connection.family, &connection.identity);
+        messages.push(DESTROY, ACK, 1, &fixed, |_| {});
+        match socket
+            .request(&messages, 1)
+            .map_err(|refusal| refusal.error)
+        {
+            // Gone meanwhile.
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(Errno::OPNOTSUPP) => return Err(ConnectionsError::Unable),
+            Err(error) => return Err(ConnectionsError::End(error.into())),
+        }
     }
+    Ok(())
 }
 
 fn request(family: Family, identity: &[u8; IDENTITY]) -> [u8; 8 + IDENTITY] {

@@ -78,8 +78,10 @@ pub(super) enum FindError {
         directories: String,
         addresses: String,
     },
-    #[error("{addresses} is held by the node's own network namespace, which is never captured")]
-    Host { addresses: String },
+    #[error(
+        "{addresses} is held by the network namespace that capture is in, which is never captured"
+    )]
+    Own { addresses: String },
     #[error("both {} and {} hold {addresses}; neither is captured", .first.display(), .second.display())]
     Several {
         addresses: String,
@@ -170,15 +172,27 @@ impl Namespaces {
         let (theirs, free): (Vec<_>, Vec<_>) = self
             .holders(addresses)
             .partition(|(identity, _)| taken(*identity));
-        match (free.as_slice(), theirs.first()) {
-            ([(_, path)], _) | ([], Some((_, path))) => self.open(path),
-            ([], None) => Err(self.missing(addresses)),
-            ([(_, first), (_, second), ..], _) => Err(FindError::Several {
-                addresses: list(addresses),
-                first: (*first).to_owned(),
-                second: (*second).to_owned(),
-            }),
+        let path = match (free.as_slice(), theirs.first()) {
+            ([(_, path)], _) | ([], Some((_, path))) => (*path).to_owned(),
+            ([], None) => return Err(self.missing(addresses)),
+            ([(_, first), (_, second), ..], _) => {
+                return Err(FindError::Several {
+                    addresses: list(addresses),
+                    first: (*first).to_owned(),
+                    second: (*second).to_owned(),
+                });
+            }
+        };
+        let namespace = self.open(&path)?;
+        // What is remembered may have changed.
+        self.look(&path);
+        if self
+            .holders(addresses)
+            .all(|(identity, _)| identity != namespace.identity)
+        {
+            return Err(self.missing(addresses));
         }
+        Ok(namespace)
     }
 
     fn open(&self, path: &Path) -> Result<Namespace, FindError> {
@@ -195,12 +209,9 @@ impl Namespaces {
     }
 
     fn missing(&self, addresses: &[IpAddr]) -> FindError {
-        let addresses_of_host = routing::addresses().unwrap_or_default();
-        if addresses
-            .iter()
-            .any(|address| addresses_of_host.contains(address))
-        {
-            return FindError::Host {
+        let own = routing::addresses().unwrap_or_default();
+        if addresses.iter().any(|address| own.contains(address)) {
+            return FindError::Own {
                 addresses: list(addresses),
             };
         }

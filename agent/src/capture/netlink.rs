@@ -6,6 +6,7 @@
 //! here waits.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
@@ -249,11 +250,12 @@ impl Socket {
         }
     }
 
-    /// Sends a question and hands each message of the long answer on.
+    /// Sends a question and hands each message of the long answer on, until one
+    /// is enough. The socket is of no use then: the rest of the answer is in it.
     pub(super) fn dump(
         &self,
         question: &Messages,
-        mut each: impl FnMut(&Message<'_>),
+        mut each: impl FnMut(&Message<'_>) -> ControlFlow<()>,
     ) -> Result<(), Errno> {
         self.send(question)?;
         let mut bytes = vec![0; PART];
@@ -270,7 +272,8 @@ impl Socket {
                 match failure(&message) {
                     Some(Some(error)) => return Err(error),
                     Some(None) => return Ok(()),
-                    None => each(&message),
+                    None if each(&message).is_break() => return Ok(()),
+                    None => {}
                 }
             }
         }
@@ -288,4 +291,52 @@ fn failure(message: &Message<'_>) -> Option<Option<Errno>> {
     }
     let code = u32_at(message.body, 0).map_or(-1, u32::cast_signed);
     Some((code != 0).then(|| Errno::from_raw_os_error(code.wrapping_neg())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_are_padded_nested_and_read_back() {
+        let mut sent = Messages::default();
+        sent.push(7, CREATE, 9, &[1, 2], |a| {
+            a.text(1, "abcd").nest(2, |a| {
+                a.number(3, 0x0102_0304).put(4, &[5]);
+            });
+        });
+        let read: Vec<_> = messages(&sent.bytes).collect();
+        let [message] = read.as_slice() else {
+            panic!("one message")
+        };
+        assert_eq!((message.kind, message.number), (7, 9));
+        let found: Vec<_> = attributes(&message.body[4..]).collect();
+        assert_eq!(found[0], (1, b"abcd\0".as_slice()));
+        let inner: Vec<_> = attributes(found[1].1).collect();
+        assert_eq!(found[1].0, 2);
+        assert_eq!(inner, [(3, [1, 2, 3, 4].as_slice()), (4, &[5])]);
+        assert_eq!(sent.len() % 4, 0);
+    }
+
+    #[test]
+    fn answers_that_are_cut_off_or_lie_about_their_length_end() {
+        let mut sent = Messages::default();
+        sent.push(7, 0, 9, &[0; 4], |a| {
+            a.text(1, "abcd").put(2, &[1]);
+        });
+        for length in 0..sent.len() {
+            for message in messages(&sent.bytes[..length]) {
+                assert!(attributes(message.body.get(4..).unwrap_or_default()).count() <= 2);
+            }
+        }
+        for claimed in [0, 1, 15, 17, u32::MAX] {
+            let mut bytes = sent.bytes.clone();
+            bytes[..4].copy_from_slice(&claimed.to_ne_bytes());
+            assert!(messages(&bytes).count() <= bytes.len() / HEADER);
+        }
+        for claimed in [0_u16, 1, 3, u16::MAX] {
+            let bytes = claimed.to_ne_bytes();
+            assert_eq!(attributes(&[bytes[0], bytes[1], 0, 0]).count(), 0);
+        }
+    }
 }

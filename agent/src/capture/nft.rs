@@ -4,6 +4,7 @@
 //! The numbers are those of `linux/netfilter/nf_tables.h`.
 
 use std::io;
+use std::ops::ControlFlow;
 
 use rustix::io::Errno;
 use rustix::net::netlink::NETFILTER;
@@ -312,6 +313,7 @@ pub(super) fn has_table(socket: &Socket, family: Family, begins: &str) -> io::Re
         for (kind, value) in attributes(message.body.get(4..).unwrap_or_default()) {
             found |= kind == 1 && value.starts_with(begins.as_bytes());
         }
+        ControlFlow::Continue(())
     })?;
     Ok(found)
 }

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::ControlFlow;
 
 use rustix::io::Errno;
 
@@ -26,6 +27,9 @@ pub(super) const TURN: u32 = 32764;
 /// The loopback interface has this number in every network namespace.
 const LOOPBACK: u32 = 1;
 
+/// Addresses of one network namespace that are looked at.
+const MAX_ADDRESSES: usize = 256;
+
 /// The addresses of the network namespace that the thread is in, those of the
 /// loopback interface apart.
 pub(super) fn addresses() -> io::Result<Vec<IpAddr>> {
@@ -35,7 +39,7 @@ pub(super) fn addresses() -> io::Result<Vec<IpAddr>> {
     let mut found = Vec::new();
     socket.dump(&question, |message| {
         if message.kind != NEW_ADDRESS || u32_at(message.body, 4) == Some(LOOPBACK) {
-            return;
+            return ControlFlow::Continue(());
         }
         let (mut address, mut local) = (None, None);
         for (kind, value) in attributes(message.body.get(8..).unwrap_or_default()) {
@@ -47,6 +51,11 @@ pub(super) fn addresses() -> io::Result<Vec<IpAddr>> {
             }
         }
         found.extend(local.or(address));
+        if found.len() < MAX_ADDRESSES {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
     })?;
     Ok(found)
 }

@@ -32,11 +32,16 @@ pub(crate) mod ask {
         /// Every worker of the proxy has moved since the last one.
         #[prost(message, tag = "2")]
         Beat(super::Beat),
-        /// Have this pod captured so and not otherwise. The first answer for a
-        /// pod brings its listeners.
+        /// Have this pod captured so and not otherwise. The answer brings the
+        /// listeners that this proxy has not got yet: the first time, when the
+        /// pod gets its first inbound port, and when it has another namespace
+        /// than before. After an error all is as it was, or nothing is
+        /// redirected.
         #[prost(message, tag = "3")]
         Capture(super::Capture),
-        /// Have nothing to do with this pod any more.
+        /// Have nothing to do with this pod any more. What is still open
+        /// through the proxy breaks: the kernel translates its addresses no
+        /// longer. To let it go on, capture the pod for nothing first.
         #[prost(message, tag = "4")]
         Release(super::Release),
         /// Make sockets in a pod's namespace.

@@ -26,7 +26,7 @@ fn a_namespace_that_does_not_hold_the_pods_addresses_is_never_taken() {
     assert!(refused(&["127.0.0.1"]).starts_with("no network namespace"));
     assert_eq!(
         refused(&[NODE[0]]),
-        "10.91.0.1 is held by the node's own network namespace, which is never captured"
+        "10.91.0.1 is held by the network namespace that capture is in, which is never captured"
     );
     assert!(refused(&[]).starts_with("no address"));
     assert_eq!(refused(&["pod"]), "\"pod\" is no IP address");
@@ -82,8 +82,13 @@ fn an_address_that_comes_later_is_found() {
     pod.addresses = vec!["10.91.0.4".to_owned()];
     assert!(proxy.capture(pod.clone()).is_err());
     other.ip("addr add 10.91.0.4/24 dev eth0").unwrap();
-    let _told = proxy.capture(pod).unwrap();
+    drop(proxy.capture(pod.clone()).unwrap());
     assert!(other.rules().contains("table ip weir_test"));
+    // And one that has gone is not.
+    proxy.release("pod");
+    other.ip("addr del 10.91.0.4/24 dev eth0").unwrap();
+    assert!(proxy.capture(pod).is_err());
+    assert_eq!(other.rules(), "");
 }
 
 #[test]
