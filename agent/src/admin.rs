@@ -469,6 +469,16 @@ impl Admin {
             ),
             self.shared.malformed_total() as u64,
         );
+        let lookups = "weir_caller_lookups_total";
+        head(
+            out,
+            lookups,
+            "counter",
+            "Addresses of callers that the control plane was asked for, by what it knew.",
+        );
+        for (result, count) in self.shared.callers.counts() {
+            let _ = writeln!(out, "{lookups}{{result=\"{result}\"}} {count}");
+        }
         let synced = u64::from(self.progress.borrow().synced);
         one(
             out,

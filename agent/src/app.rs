@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 
 use crate::admin::{self, Admin};
 use crate::beat::Beats;
+use crate::callers::Callers;
 use crate::cgroup::{Kernel, Sampler};
 use crate::clock::Clock;
 use crate::configuration::{Configuration, Listening};
@@ -21,6 +22,7 @@ use crate::control::{ControlPlane, ControlPlaneAddress};
 use crate::discovery::{self, Progress};
 use crate::load;
 use crate::pods::{Capturing, Keeper, Pods};
+use crate::probes::Node;
 use crate::registry::Registry;
 use crate::report::{Reporter, Transitions};
 use crate::store::Store;
@@ -118,7 +120,10 @@ impl Agent {
             |worker, id, io, entrance| Box::pin(connection::serve(worker, id, io, entrance));
         let control_plane = ControlPlane::new(config.control_plane);
         let workers = config.workers.get();
-        let shared = Arc::new(Shared::new(workers, config.caller_namespace));
+        let (callers, asker) = Callers::new(clock);
+        let node = Node::new(&config.kernel.proc);
+        let shared = Shared::new(workers, config.caller_namespace, callers, node);
+        let shared = Arc::new(shared);
         let sampler = Arc::new(Sampler::new(config.kernel));
         let registry = Arc::new(Registry::new(workers, sampler.clone()));
         let store = match &config.state_dir {
@@ -214,6 +219,7 @@ impl Agent {
             shared.clone(),
             config.stale_after,
         )));
+        tasks.push(tokio::spawn(asker.run(control_plane.clone())));
         let node = config.node.clone();
         tasks.push(tokio::spawn(discovery::run(
             control_plane.clone(),

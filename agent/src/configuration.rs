@@ -178,6 +178,8 @@ impl Configuration {
         }
         let node = self.nodes.get(&self.here.node);
         let zone = node.map_or("", |node| &node.value.zone);
+        let addresses = node.map_or(&[][..], |node| &node.value.addresses);
+        self.shared.node.has(addresses);
         if self.here.zone != zone {
             zone.clone_into(&mut self.here.zone);
             changed = self.services.keys().cloned().collect();

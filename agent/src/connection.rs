@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::future::poll_fn;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,14 +12,16 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 use weir_resilience::Time;
-use weir_resilience::config::Protocol;
+use weir_resilience::config::{self, Protocol, RequestView};
 
 use crate::answer::Answer;
 use crate::buffer::Buffer;
+use crate::callers::{Found, Identity};
 use crate::detect::{PREFACE, Spoken, spoken};
 use crate::dial::is_stale;
 use crate::pipeline::{Exchange, Held, Place, To};
 use crate::pods::Origin;
+use crate::probes::is_probe;
 use crate::snapshot::Snapshot;
 use crate::timer::Timer;
 use crate::worker::{Entrance, QUIET, Target, Worker};
@@ -204,6 +206,8 @@ impl Caller {
 /// Where a connection's requests go.
 pub(crate) struct Destination {
     pub(crate) origin: Origin,
+    /// Who calls.
+    identity: Identity,
     /// Where no policy is in force for it any more.
     bare: RefCell<Option<Held>>,
 }
@@ -224,8 +228,17 @@ impl Destination {
                 caller: io.peer_addr().map(canonical)?,
             },
         };
-        let bare = RefCell::default();
-        Ok(Destination { origin, bare })
+        let address = match &origin {
+            Origin::Inbound { caller, .. } => Some(*caller),
+            // Who it is matters at the destination's side alone.
+            Origin::Outbound { .. } => None,
+            Origin::Agent(_) => io.peer_addr().map(canonical).ok(),
+        };
+        Ok(Destination {
+            origin,
+            identity: Identity::of(address.map(|address| address.ip())),
+            bare: RefCell::default(),
+        })
     }
 
     /// Whether the connection should end after what it is doing: the agent ends,
@@ -263,13 +276,71 @@ impl Destination {
         };
         Ok(match found {
             Some(place) => (snapshot, place),
-            None => {
-                // What it came for was taken back since: it goes where it was going.
-                let mut bare = self.bare.borrow_mut();
-                let bare = bare.get_or_insert_with(|| Rc::new(Arc::new(Snapshot::bare(original))));
-                (bare.clone(), Place::only())
-            }
+            // What it came for was taken back since: it goes where it was going.
+            None => self.bare(original),
         })
+    }
+
+    /// To where it was going, without a policy.
+    fn bare(&self, original: SocketAddr) -> (Held, Place) {
+        let mut bare = self.bare.borrow_mut();
+        let bare = bare.get_or_insert_with(|| Rc::new(Arc::new(Snapshot::bare(original))));
+        (bare.clone(), Place::only())
+    }
+
+    /// Where a probe of the pod goes; `None` for everything else.
+    pub(crate) fn probed(
+        &self,
+        worker: &Worker,
+        request: &impl RequestView,
+    ) -> Option<(Held, Place)> {
+        let Origin::Inbound {
+            pod,
+            original,
+            caller,
+        } = &self.origin
+        else {
+            return None;
+        };
+        let from_node = || worker.shared.node.calls_from(caller.ip());
+        is_probe(&pod.config.probes, from_node, original.port(), request)
+            .then(|| self.bare(*original))
+    }
+
+    /// Who calls, as far as a section at `place` needs it. The error is the
+    /// address that somebody has to be asked for.
+    pub(crate) fn known_caller(
+        &self,
+        snapshot: &Held,
+        place: Place,
+        now: Time,
+    ) -> Result<Option<Arc<config::Caller>>, IpAddr> {
+        if !snapshot.asks_who_calls(place) {
+            return Ok(None);
+        }
+        self.identity.known(now)
+    }
+
+    /// Has an answer to [`Destination::known_caller`].
+    pub(crate) fn keep_caller(&self, found: Found) {
+        self.identity.keep(found);
+    }
+
+    /// Who calls; a moment may pass until somebody has told.
+    pub(crate) async fn caller(
+        &self,
+        worker: &Worker,
+        snapshot: &Held,
+        place: Place,
+    ) -> Option<Arc<config::Caller>> {
+        match self.known_caller(snapshot, place, worker.clock.now()) {
+            Ok(caller) => caller,
+            Err(address) => {
+                let found = worker.shared.callers.find(address).await;
+                self.keep_caller(found.clone());
+                found.caller
+            }
+        }
     }
 
     /// Where the tries of a request to a Service's own address go.

@@ -14,10 +14,12 @@ pub(crate) mod pool;
 mod upload;
 
 use std::future::poll_fn;
+use std::net::IpAddr;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use futures::future::LocalBoxFuture;
 use http::Method;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use weir_resilience::Time;
@@ -26,6 +28,7 @@ use weir_resilience::config::{Protocol, RequestView};
 use self::exchange::Outcome;
 use self::head::{MAX_HEAD, RequestMeta};
 use crate::answer::Answer;
+use crate::callers::Found;
 use crate::connection::{Caller, HEAD_TIMEOUT, KEEP_ALIVE};
 use crate::metrics::Counter;
 use crate::pipeline::{Exchange, RequestFacts};
@@ -35,6 +38,13 @@ use crate::timer::Timer;
 /// is not lost to a reset: bytes and time.
 const LINGER_BYTES: usize = 256 * 1024;
 const LINGER: Duration = Duration::from_secs(1);
+
+/// Why a request is not begun.
+enum Stop {
+    Refused(Refused),
+    /// First, whoever has this address must be known.
+    Ask(IpAddr),
+}
 
 /// A request that was taken in.
 struct Begun {
@@ -50,6 +60,8 @@ struct Session {
     timer: Timer,
     /// When the head that is being read began.
     head_since: Option<Time>,
+    /// While somebody is asked who calls.
+    asking: Option<LocalBoxFuture<'static, Found>>,
     /// The connection ends with a reset.
     reset: bool,
     /// Memory for the heads.
@@ -64,6 +76,7 @@ pub(crate) async fn serve(caller: Caller) {
         caller,
         timer,
         head_since: None,
+        asking: None,
         reset: false,
         forward: Vec::new(),
         answer: Vec::new(),
@@ -135,10 +148,16 @@ impl Session {
     fn poll_begin(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Begun, Refused>>> {
         let mut now = None;
         loop {
+            if let Some(asking) = &mut self.asking {
+                let found = ready!(asking.as_mut().poll(cx));
+                self.caller.destination.keep_caller(found);
+                (self.asking, now) = (None, None);
+            }
             if !self.caller.buffer.is_empty() {
                 match self.begin(*now.get_or_insert_with(|| self.caller.worker.clock.now())) {
                     Ok(Some(begun)) => return Poll::Ready(Some(Ok(begun))),
                     Err(refused) => return Poll::Ready(Some(Err(refused))),
+                    Ok(None) if self.asking.is_some() => continue,
                     Ok(None) => {
                         if !self.caller.buffer.has_room() && !self.caller.buffer.grow(MAX_HEAD) {
                             self.caller.worker.shared.malformed();
@@ -189,7 +208,7 @@ impl Session {
     }
 
     /// Reads the head in the buffer and admits the request; `None` while it
-    /// is not whole.
+    /// is not whole, or while somebody is asked who calls.
     fn begin(&mut self, now: Time) -> Result<Option<Begun>, Refused> {
         let Caller {
             worker,
@@ -202,15 +221,20 @@ impl Session {
         let mut length = 0;
         let read = head::with_request(buffer.bytes(), |head, meta| {
             length = meta.length;
-            let refuse = |answer| Refused {
-                answer,
-                body: !meta.head_method,
-                close: !(meta.keep_alive && meta.body.is_done()),
+            let refuse = |answer| {
+                Stop::Refused(Refused {
+                    answer,
+                    body: !meta.head_method,
+                    close: !(meta.keep_alive && meta.body.is_done()),
+                })
             };
-            let (snapshot, place) = destination
-                .resolve(worker, head.authority())
-                .inspect_err(|_| worker.shared.unrouted())
-                .map_err(refuse)?;
+            let (snapshot, place) = match destination.probed(worker, head) {
+                Some(bare) => bare,
+                None => destination
+                    .resolve(worker, head.authority())
+                    .inspect_err(|_| worker.shared.unrouted())
+                    .map_err(refuse)?,
+            };
             let port = &snapshot.services[place.service].ports[place.port];
             if port.protocol == Protocol::Http2 {
                 port.metrics
@@ -224,7 +248,14 @@ impl Session {
             let grpc = head
                 .header("content-type")
                 .is_some_and(|t| t.starts_with(b"application/grpc"));
-            let facts = RequestFacts { grpc, tcp: false };
+            let caller = destination
+                .known_caller(&snapshot, place, now)
+                .map_err(Stop::Ask)?;
+            let facts = RequestFacts {
+                grpc,
+                tcp: false,
+                caller,
+            };
             let method: Method = head.method.clone();
             let exchange =
                 Exchange::admit(&snapshot, place, worker.index, method, head, facts, now)
@@ -246,7 +277,13 @@ impl Session {
                     head: forward,
                 }))
             }
-            Ok(Some(Err(refused))) => {
+            Ok(Some(Err(Stop::Ask(address)))) => {
+                self.forward = forward;
+                let callers = worker.shared.callers.clone();
+                self.asking = Some(Box::pin(async move { callers.find(address).await }));
+                Ok(None)
+            }
+            Ok(Some(Err(Stop::Refused(refused)))) => {
                 self.forward = forward;
                 // A refused request without a body is used up; what follows is the next.
                 if !refused.close {

@@ -20,7 +20,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use weir_resilience::config::{HeaderMatch, Mode, RequestView};
+use weir_resilience::config::{self, Mode, RequestView};
 use weir_resilience::retry::{self, Sent};
 use weir_resilience::{Time, balance, breaker};
 
@@ -120,16 +120,19 @@ impl Exchange {
             budget.request(shard, now);
         }
         exchange.deadline = enforced(rules).and_then(|t| t.request).map(|t| now + t);
-        let in_partition = |headers: &[HeaderMatch]| headers.iter().all(|h| h.matches(request));
+        let caller = exchange.facts.caller.take();
+        let in_partition = |of: &config::Bulkhead| {
+            of.headers.iter().all(|h| h.matches(request)) && of.from.include(caller.as_deref())
+        };
         exchange.destination = at_destination
             .of(destination_route)
             .destination_bulkheads
             .iter()
-            .position(|b| in_partition(&b.config.headers));
+            .position(|b| in_partition(&b.config));
         if let Some(partition) = rules
             .caller_bulkheads
             .iter()
-            .find(|b| in_partition(&b.config.headers))
+            .find(|b| in_partition(&b.config))
         {
             match exchange.enter(&partition.machine, &partition.name, &partition.config, now) {
                 Ok(seat) => exchange.caller = seat,

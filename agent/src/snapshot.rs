@@ -118,6 +118,7 @@ pub(crate) struct RuleSet {
     /// For requests that no route matches.
     rest: Rules,
     routes: Vec<Route>,
+    asks_who_calls: bool,
 }
 
 /// A route with its rules.
@@ -340,6 +341,11 @@ impl Snapshot {
         })
     }
 
+    /// Whether anything at the destination goes by who calls.
+    pub(crate) fn asks_who_calls(&self, place: Place) -> bool {
+        self.at_destination(place).asks_who_calls
+    }
+
     /// Everything that sheds by measured load, with its service and endpoint. One
     /// that several ports or routes have is told several times.
     pub(crate) fn sheds(&self) -> Vec<Shedder<'_>> {
@@ -513,9 +519,14 @@ impl RuleSet {
             idempotent: route.idempotent,
             rules: rules(&route.policy),
         };
+        let policies = port.routes.iter().map(|route| &route.policy);
+        let mut bulkheads = std::iter::once(&port.policy)
+            .chain(policies)
+            .flat_map(|policy| &policy.destination_bulkheads);
         RuleSet {
             rest: rules(&port.policy),
             routes: port.routes.iter().map(route).collect(),
+            asks_who_calls: bulkheads.any(|bulkhead| !bulkhead.from.is_everybody()),
         }
     }
 

@@ -135,7 +135,7 @@ async fn carry_out<'a>(
     mut ear: Ear<'a>,
     mut timer: Timer,
 ) -> (Outcome, crate::buffer::Buffer) {
-    let stop = match admit(worker, destination) {
+    let stop = match admit(worker, destination).await {
         Ok(exchange) => {
             let mut run = Run {
                 worker: worker.clone(),
@@ -175,13 +175,15 @@ async fn carry_out<'a>(
     (outcome, ear.up.buffer)
 }
 
-fn admit(worker: &Rc<Worker>, destination: &Destination) -> Result<Exchange, Answer> {
+async fn admit(worker: &Rc<Worker>, destination: &Destination) -> Result<Exchange, Answer> {
     let (snapshot, place) = destination
         .resolve(worker, None)
         .inspect_err(|_| worker.shared.unrouted())?;
+    let caller = destination.caller(worker, &snapshot, place).await;
     let facts = RequestFacts {
         grpc: false,
         tcp: true,
+        caller,
     };
     // None that a policy could list: what was sent is never sent again.
     let method = http::Method::CONNECT;

@@ -21,11 +21,13 @@ use tokio::task::{AbortHandle, JoinHandle, LocalSet};
 use weir_resilience::config::ServiceId;
 
 use crate::buffer::Spare;
+use crate::callers::Callers;
 use crate::clock::Clock;
 use crate::h1::pool::Pool;
 use crate::h2::pool::Pool as H2Pool;
 use crate::pipeline::Held;
 use crate::pods::Pod;
+use crate::probes::Node;
 use crate::replay::Share;
 use crate::snapshot::Snapshot;
 
@@ -103,6 +105,10 @@ pub(crate) struct Shared {
     pub(crate) snapshot: ArcSwap<Snapshot>,
     /// The namespace that all callers are in, where that is known.
     callers_namespace: Option<String>,
+    /// Who has which address.
+    pub(crate) callers: Arc<Callers>,
+    /// Where this node's own calls come from.
+    pub(crate) node: Node,
     /// Connections per worker.
     pub(crate) loads: Vec<Load>,
     /// Upstream connections that idle, per worker.
@@ -128,10 +134,17 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(workers: usize, callers_namespace: Option<String>) -> Shared {
+    pub(crate) fn new(
+        workers: usize,
+        callers_namespace: Option<String>,
+        callers: Arc<Callers>,
+        node: Node,
+    ) -> Shared {
         Shared {
             snapshot: ArcSwap::from_pointee(Snapshot::default()),
             callers_namespace,
+            callers,
+            node,
             loads: (0..workers).map(|_| Load::default()).collect(),
             idle: (0..workers).map(|_| AtomicUsize::new(0)).collect(),
             beats: (0..workers).map(|_| Load::default()).collect(),

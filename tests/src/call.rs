@@ -1,6 +1,6 @@
 //! Callers: one request over a connection of its own, or several over one.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -10,7 +10,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 /// No test waits longer for an answer.
@@ -89,7 +89,11 @@ pub enum Caller {
 impl Caller {
     /// Connects; speaks HTTP/1.1.
     pub async fn h1(address: SocketAddr) -> Result<Caller> {
-        let io = TcpStream::connect(address).await?;
+        Caller::h1_over(TcpStream::connect(address).await?).await
+    }
+
+    /// Speaks HTTP/1.1 over this connection.
+    pub async fn h1_over(io: TcpStream) -> Result<Caller> {
         io.set_nodelay(true)?;
         let (send, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io)).await?;
         tokio::spawn(connection);
@@ -98,7 +102,11 @@ impl Caller {
 
     /// Connects; speaks HTTP/2.
     pub async fn h2(address: SocketAddr) -> Result<Caller> {
-        let io = TcpStream::connect(address).await?;
+        Caller::h2_over(TcpStream::connect(address).await?).await
+    }
+
+    /// Speaks HTTP/2 over this connection.
+    pub async fn h2_over(io: TcpStream) -> Result<Caller> {
         io.set_nodelay(true)?;
         let (send, connection) =
             hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(io)).await?;
@@ -127,6 +135,16 @@ impl Caller {
             }
         })
     }
+}
+
+/// A connection from an address of one's own, such as 127.0.0.2.
+pub async fn connect_from(source: IpAddr, address: SocketAddr) -> Result<TcpStream> {
+    let socket = match source {
+        IpAddr::V4(_) => TcpSocket::new_v4()?,
+        IpAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.bind(SocketAddr::new(source, 0))?;
+    Ok(socket.connect(address).await?)
 }
 
 /// Reads a response to its end.

@@ -21,6 +21,8 @@ use tokio_rustls::TlsConnector;
 
 /// How the agent's stream of configuration is named.
 pub const DISCOVER: &str = "/weir.v1alpha1.Discovery/Discover";
+/// How its question who has which address is named.
+pub const RESOLVE: &str = "/weir.v1alpha1.Discovery/Resolve";
 /// How its stream of breakers' states is named.
 pub const REPORT: &str = "/weir.v1alpha1.Reporting/Report";
 /// No test waits longer for a word.
@@ -102,6 +104,16 @@ impl Stream {
         frame.put_u32(u32::try_from(message.len())?);
         frame.put_slice(message);
         Ok(self.send.send_data(frame.freeze(), false)?)
+    }
+
+    /// Ends an answer well.
+    ///
+    /// # Errors
+    /// The stream has ended.
+    pub fn finish(&mut self) -> Result<()> {
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+        Ok(self.send.send_trailers(trailers)?)
     }
 
     /// What comes next.
@@ -188,6 +200,7 @@ fn status(fields: &HeaderMap) -> Result<Heard> {
 pub struct Server {
     address: SocketAddr,
     streams: mpsc::Receiver<Stream>,
+    questions: mpsc::Receiver<Stream>,
     connections: JoinHandle<()>,
 }
 
@@ -200,19 +213,21 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let (opened, streams) = mpsc::channel(WAITING);
+        let (asked, questions) = mpsc::channel(WAITING);
         let connections = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((io, _)) = listener.accept().await {
-                let opened = opened.clone();
+                let (opened, asked) = (opened.clone(), asked.clone());
                 connections.spawn(async move {
                     // An agent that goes away is a test's doing.
-                    let _ = serve(io, opened).await;
+                    let _ = serve(io, opened, asked).await;
                 });
             }
         });
         Ok(Server {
             address,
             streams,
+            questions,
             connections,
         })
     }
@@ -232,6 +247,18 @@ impl Server {
             .context("no agent asks")?;
         stream.context("the listener has ended")
     }
+
+    /// The next question who has which address. One that nobody takes is not
+    /// answered.
+    ///
+    /// # Errors
+    /// Nobody asks.
+    pub async fn question(&mut self) -> Result<Stream> {
+        let stream = timeout(PATIENCE, self.questions.recv())
+            .await
+            .context("no agent asks")?;
+        stream.context("the listener has ended")
+    }
 }
 
 impl Drop for Server {
@@ -240,11 +267,16 @@ impl Drop for Server {
     }
 }
 
-async fn serve(io: TcpStream, opened: mpsc::Sender<Stream>) -> Result<()> {
+async fn serve(
+    io: TcpStream,
+    opened: mpsc::Sender<Stream>,
+    questions: mpsc::Sender<Stream>,
+) -> Result<()> {
     let mut connection = h2::server::handshake(io).await?;
     while let Some(asked) = connection.accept().await {
         let (request, mut respond) = asked?;
-        let known = request.uri().path() == DISCOVER;
+        let is_question = request.uri().path() == RESOLVE;
+        let known = is_question || request.uri().path() == DISCOVER;
         let mut response = Response::builder().header("content-type", "application/grpc");
         if !known {
             response = response.header("grpc-status", UNIMPLEMENTED);
@@ -258,7 +290,10 @@ async fn serve(io: TcpStream, opened: mpsc::Sender<Stream>) -> Result<()> {
                 read: BytesMut::new(),
                 connection: None,
             };
-            if opened.send(stream).await.is_err() {
+            if is_question {
+                // Beyond what waits it is reset.
+                let _ = questions.try_send(stream);
+            } else if opened.send(stream).await.is_err() {
                 bail!("nobody takes streams any more");
             }
         }

@@ -82,8 +82,7 @@ pub(super) async fn serve(
 ) {
     let (parts, body) = request.into_parts();
     let grpc = is_grpc(&parts.headers);
-    let now = worker.clock.now();
-    let mut exchange = match admit(&worker, &destination, &parts, grpc, now) {
+    let mut exchange = match admit(&worker, &destination, &parts, grpc).await {
         Ok(exchange) => exchange,
         Err(answer) => {
             refuse(&mut respond, &answer, grpc, &parts.method);
@@ -111,12 +110,11 @@ pub(super) async fn serve(
     }
 }
 
-fn admit(
+async fn admit(
     worker: &Rc<Worker>,
     destination: &Destination,
     parts: &http::request::Parts,
     grpc: bool,
-    now: Time,
 ) -> Result<Exchange, Answer> {
     if parts.method == http::Method::CONNECT {
         return Err(Answer::NotImplemented {
@@ -134,9 +132,12 @@ fn admit(
         .authority()
         .map(http::uri::Authority::as_str)
         .or_else(host);
-    let (snapshot, place) = destination
-        .resolve(worker, authority)
-        .inspect_err(|_| worker.shared.unrouted())?;
+    let (snapshot, place) = match destination.probed(worker, &View(parts)) {
+        Some(bare) => bare,
+        None => destination
+            .resolve(worker, authority)
+            .inspect_err(|_| worker.shared.unrouted())?,
+    };
     let port = &snapshot.services[place.service].ports[place.port];
     if port.protocol == Protocol::Http1 {
         port.metrics
@@ -146,7 +147,13 @@ fn admit(
             expected: "HTTP/1.1",
         });
     }
-    let facts = RequestFacts { grpc, tcp: false };
+    let caller = destination.caller(worker, &snapshot, place).await;
+    let facts = RequestFacts {
+        grpc,
+        tcp: false,
+        caller,
+    };
+    let now = worker.clock.now();
     Exchange::admit(
         &snapshot,
         place,

@@ -1,8 +1,10 @@
 //! What the pipeline is told, and what it says.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use weir_resilience::config::Caller;
 use weir_resilience::retry::Pushback;
 
 use crate::answer::{self, Answer};
@@ -63,12 +65,14 @@ pub(crate) enum To {
 }
 
 /// What the pipeline needs to know of a request besides its head.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct RequestFacts {
     pub(crate) grpc: bool,
     /// A connection that is passed through as bytes. It has no head, so no
     /// route is for it.
     pub(crate) tcp: bool,
+    /// Who calls, where a section needs it and somebody knows.
+    pub(crate) caller: Option<Arc<Caller>>,
 }
 
 /// What the pipeline needs to know of a response, from its head, or for gRPC

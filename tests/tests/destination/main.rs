@@ -1,0 +1,4 @@
+//! What acts at the destination, on real sockets.
+
+mod callers;
+mod load;
