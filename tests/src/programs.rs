@@ -7,7 +7,7 @@
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use anyhow::{Context, Result, bail};
 
@@ -48,6 +48,9 @@ pub async fn run(command: &mut tokio::process::Command) -> Result<String> {
     Ok(text)
 }
 
+/// Held by who has built a program and has yet to take it away: the next build may put another in its place.
+pub(crate) static BUILDING: Mutex<()> = Mutex::new(());
+
 /// The `weir` program, built once per test run from what is checked out.
 #[allow(clippy::expect_used)] // without the program there is nothing to test
 pub fn weir() -> PathBuf {
@@ -57,6 +60,7 @@ pub fn weir() -> PathBuf {
             return PathBuf::from(given);
         }
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let _one = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
         let built = Command::new(cargo)
             .args(["build", "--quiet", "--package", "weir", "--bin", "weir"])
             .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))

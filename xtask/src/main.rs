@@ -1,5 +1,5 @@
-//! Weir's development tasks, one command each: `cargo xtask test | lint | generate | layers | bench | tools |
-//! cluster`.
+//! Weir's development tasks, one command each: `cargo xtask test | lint | generate | layers | bench | image |
+//! tools | cluster`.
 //!
 //! `test` runs the steps of [`steps`], which are what CI runs. A step may need programs of others; [`tools`] finds
 //! or gets them, and hands their paths to the tests by environment variable. [`layers`] holds the table that says
@@ -12,6 +12,7 @@
 mod cluster;
 mod counts;
 mod generate;
+mod image;
 mod layers;
 mod process;
 mod steps;
@@ -58,6 +59,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Make Weir's container image: target/image/weir.tar, for `ctr images import`, `docker load`, `podman load`
+    Image {
+        /// Build it as tests are built: sooner, but slow at its work
+        #[arg(long)]
+        debug: bool,
+    },
     /// Get the programs that tests use, and print the variables that tell tests where they are
     Tools,
     /// Run Kubernetes in the background, to try Weir on; one for each user of this machine
@@ -100,6 +107,7 @@ fn run(task: Task) -> anyhow::Result<bool> {
         Task::Generate { check: true } => generate::check(&root)?,
         Task::Generate { check: false } => generate::write(&root)?,
         Task::Layers => layers::check(&root)?,
+        Task::Image { debug } => image::run(&root, debug)?,
         Task::Cluster { action, nodes } => {
             cluster::run(&root, action.unwrap_or(cluster::Action::Up), nodes)?
         }

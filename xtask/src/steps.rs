@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{anyhow, bail};
 
 use crate::counts::Counts;
-use crate::process::{self, Stopwatch, cargo};
+use crate::process::{self, Stopwatch, cargo, target_directory};
 use crate::tools::{self, Tool, Tools};
 use crate::{generate, layers};
 
@@ -295,18 +295,4 @@ fn shows_something(program: &mut Command, limit: Duration) -> anyhow::Result<Out
 fn release(root: &Path, program: &str) -> anyhow::Result<PathBuf> {
     process::run(cargo(root).args(["build", "--locked", "--release", "--package", program]))?;
     Ok(target_directory(root)?.join("release").join(program))
-}
-
-fn target_directory(root: &Path) -> anyhow::Result<PathBuf> {
-    let metadata = process::output(cargo(root).args([
-        "metadata",
-        "--locked",
-        "--no-deps",
-        "--format-version=1",
-    ]))?;
-    let metadata: serde_json::Value = serde_json::from_str(&metadata)?;
-    metadata["target_directory"]
-        .as_str()
-        .map(PathBuf::from)
-        .context("cargo metadata names no target directory")
 }

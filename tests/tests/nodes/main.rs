@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // in functions that tests share
 
 mod ends;
+mod image;
 mod traffic;
 
 use anyhow::{Result, bail};

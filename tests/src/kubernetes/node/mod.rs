@@ -127,13 +127,23 @@ impl Cluster {
         &self.nodes
     }
 
-    /// Gives an image to every node.
+    /// Gives an archive with images to every node.
     ///
     /// # Errors
     /// A node does not take it.
     pub async fn load(&self, archive: &Path) -> Result<()> {
         futures::future::try_join_all(self.nodes.iter().map(|node| node.load(archive))).await?;
         Ok(())
+    }
+
+    /// Gives an image to every node.
+    ///
+    /// # Errors
+    /// It cannot be written, or a node does not take it.
+    pub async fn load_image(&self, image: &Image) -> Result<()> {
+        let archive = tempfile::NamedTempFile::new_in(self.directory())?;
+        image.write(archive.path())?;
+        self.load(archive.path()).await
     }
 
     /// Starts the scheduler and lets the kubelets begin; waits until nodes, Services and the cluster's DNS can be used.
