@@ -1,5 +1,5 @@
 //! `cargo xtask cluster`: a Kubernetes API server for a person, the one that tests use.
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use clap::Subcommand;
@@ -8,10 +8,15 @@ use crate::process::{self, cargo};
 use crate::tools::{self, Tools};
 
 /// What is to be done with the cluster.
-#[derive(Clone, Copy, Subcommand)]
+#[derive(Clone, Subcommand)]
 pub(crate) enum Action {
     /// Start it, or find the one that runs, and print how to reach it; the same as no word at all
     Up,
+    /// Give its nodes the images in an archive
+    Load {
+        /// What `cargo xtask image` or `docker save` wrote
+        archive: PathBuf,
+    },
     /// End it, and remove its files
     Down,
 }
@@ -43,6 +48,10 @@ pub(crate) fn run(root: &Path, action: Action, nodes: u8) -> anyhow::Result<()> 
             }
             command.envs(tools.environment());
             command.arg("up").arg(cluster).arg(nodes.to_string());
+        }
+        Action::Load { archive } => {
+            command.arg("load").arg(cluster);
+            command.arg(std::path::absolute(archive)?);
         }
         Action::Down => {
             command.arg("down").arg(cluster);

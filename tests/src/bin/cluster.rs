@@ -1,7 +1,7 @@
 //! A cluster for a person to play with: the one that tests use, kept running in the background.
 //!
-//! `weir-cluster up DIRECTORY [NODES]` starts it, or finds the one that runs; `weir-cluster down DIRECTORY` ends it. Between
-//! them `weir-cluster serve DIRECTORY [NODES]` holds it: what a killed one leaves behind is nothing. Whether one runs is
+//! `weir-cluster up DIRECTORY [NODES]` starts it, or finds the one that runs; `weir-cluster load DIRECTORY ARCHIVE` gives
+//! its nodes images; `weir-cluster down DIRECTORY` ends it. Between them `weir-cluster serve DIRECTORY [NODES]` holds it: what a killed one leaves behind is nothing. Whether one runs is
 //! told by the lock on `DIRECTORY.lock`, in which the process's number stands.
 #![allow(
     clippy::print_stdout,
@@ -9,8 +9,9 @@
 )]
 
 use std::fmt::Write as _;
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -20,7 +21,7 @@ use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep};
-use weir_tests::kubernetes::{Cluster, Options};
+use weir_tests::kubernetes::{Cluster, Node, Options};
 
 /// How often a person's command looks whether what it waits for is there.
 const LOOK: Duration = Duration::from_millis(50);
@@ -34,6 +35,7 @@ async fn main() -> Result<()> {
     match words[..] {
         ["up", directory, ref nodes @ ..] => up(&place(directory)?, count(nodes)?).await,
         ["serve", directory, ref nodes @ ..] => serve(&place(directory)?, count(nodes)?).await,
+        ["load", directory, archive] => load(&place(directory)?, archive),
         ["down", directory] => down(&place(directory)?).await,
         _ => {
             bail!(
@@ -94,9 +96,14 @@ impl Place {
         number.with_context(|| format!("no process's number in {}", path.display()))
     }
 
-    /// How a person gets into the nodes of the cluster, once it is ready.
-    fn nodes_file(&self) -> PathBuf {
-        self.0.join("nodes")
+    /// What runs commands in a node, once the cluster is ready.
+    fn door(&self, node: &str) -> PathBuf {
+        self.0.join(node)
+    }
+
+    /// Where they stand, one a line.
+    fn doors_file(&self) -> PathBuf {
+        self.0.join("doors")
     }
 
     /// Holds the number of the process that serves the cluster once that can be used.
@@ -150,11 +157,15 @@ async fn up(place: &Place, nodes: u8) -> Result<()> {
             sleep(LOOK).await;
         }
     }
-    let nodes = std::fs::read_to_string(place.nodes_file())?;
-    if nodes.is_empty() {
+    let doors = std::fs::read_to_string(place.doors_file())?;
+    if doors.is_empty() {
         println!("It has no nodes: what is applied is kept and judged, pods stay Pending.\n");
     } else {
-        println!("{nodes}");
+        println!("To give its nodes an image: cargo xtask cluster load ARCHIVE");
+        for door in doors.lines() {
+            println!("A shell in a node:  {door} bash");
+        }
+        println!();
     }
     println!("export KUBECONFIG='{}'", place.kubeconfig().display());
     let programs = std::env::var_os("WEIR_KUBECTL").map(PathBuf::from);
@@ -165,6 +176,24 @@ async fn up(place: &Place, nodes: u8) -> Result<()> {
         );
     }
     println!("\nTo end it: cargo xtask cluster down");
+    Ok(())
+}
+
+fn load(place: &Place, archive: &str) -> Result<()> {
+    let doors = std::fs::read_to_string(place.doors_file()).unwrap_or_default();
+    if doors.is_empty() {
+        bail!("no cluster with nodes runs: cargo xtask cluster --nodes 2");
+    }
+    for door in doors.lines() {
+        let mut import = Command::new(door);
+        import.args(Node::IMPORT).arg(std::path::absolute(archive)?);
+        let status = import
+            .status()
+            .with_context(|| format!("cannot run {door}"))?;
+        if !status.success() {
+            bail!("{archive} was not taken: {status}");
+        }
+    }
     Ok(())
 }
 
@@ -211,20 +240,23 @@ async fn serve(place: &Place, nodes: u8) -> Result<()> {
         _ = interrupt.recv() => return Ok(()),
     };
     let cluster = cluster.context("a program is missing")?;
-    let mut ways = String::new();
+    let mut doors = String::new();
     for node in cluster.nodes() {
-        let command = node.command("bash")?;
-        let words =
-            std::iter::once(command.as_std().get_program()).chain(command.as_std().get_args());
+        let (name, door) = (node.name(), place.door(&node.name()));
+        let command = node.command("env")?;
+        let command = command.as_std();
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
         let words = words.map(|word| word.to_string_lossy()).collect::<Vec<_>>();
-        writeln!(
-            ways,
-            "A shell in node {}:  {}",
-            node.name(),
+        let script = format!(
+            "#!/bin/sh\n# Runs a command in node {name}.\nPATH='{}':\"$PATH\" exec {} \"$@\"\n",
+            node.programs().display(),
             words.join(" ")
-        )?;
+        );
+        std::fs::write(&door, script)?;
+        std::fs::set_permissions(&door, Permissions::from_mode(0o755))?;
+        writeln!(doors, "{}", door.display())?;
     }
-    std::fs::write(place.nodes_file(), ways)?;
+    std::fs::write(place.doors_file(), doors)?;
     let fresh = place.0.join(".ready.new");
     std::fs::write(&fresh, std::process::id().to_string())?;
     std::fs::rename(fresh, place.ready_file())?;

@@ -51,6 +51,14 @@ pub struct Node {
 }
 
 impl Node {
+    /// What gives the kubelet the images in an archive, whose path goes behind it.
+    pub const IMPORT: [&str; 5] = ["ctr", "--namespace=k8s.io", "images", "import", "--local"];
+
+    /// The directory of `kubelet`, `ctr` and their like.
+    pub fn programs(&self) -> &Path {
+        &self.programs
+    }
+
     /// Its name in the cluster: `n1`.
     pub fn name(&self) -> String {
         format!("n{}", self.number)
@@ -114,9 +122,10 @@ impl Node {
     /// # Errors
     /// containerd does not take it.
     pub async fn load(&self, archive: &Path) -> Result<()> {
-        let mut import = self.command("ctr")?;
-        import.args(["--namespace=k8s.io", "images", "import", "--local"]);
-        run(import.arg(std::path::absolute(archive)?), "").await?;
+        let [ctr, arguments @ ..] = Node::IMPORT;
+        let mut import = self.command(ctr)?;
+        import.args(arguments).arg(std::path::absolute(archive)?);
+        run(&mut import, "").await?;
         Ok(())
     }
 }
