@@ -66,26 +66,29 @@ pub(super) fn existing(
     ports: &[u16],
     reset: usize,
 ) -> Result<Vec<u32>, ConnectionsError> {
-    let mut sent = HashSet::new();
-    let mut received = HashSet::new();
-    each(|connection| {
-        if connection.local.port() == OUTBOUND_PORT {
-            sent.insert(connection.remote);
-        } else if connection.mark == OURS {
-            received.insert((connection.remote, connection.local));
-        }
-    })?;
     let destination: HashMap<_, _> = (0..).zip(destinations).map(|(n, a)| (*a, n)).collect();
     let port: HashMap<_, usize> = (destinations.len()..)
         .zip(ports)
         .map(|(n, port)| (*port, n))
         .collect();
+    let mut sent = HashSet::new();
+    let mut received = HashSet::new();
+    // To list is dear (the kernel goes through the whole machine's): once.
+    let mut asked = Vec::new();
+    each(|connection| {
+        if connection.local.port() == OUTBOUND_PORT {
+            sent.insert(connection.remote);
+        } else if connection.mark == OURS {
+            received.insert((connection.remote, connection.local));
+        } else if destination.contains_key(&connection.remote)
+            || port.contains_key(&connection.local.port())
+        {
+            asked.push(connection);
+        }
+    })?;
     let mut counts = vec![0; destinations.len() + ports.len()];
     let mut ends = Vec::new();
-    each(|connection| {
-        if connection.mark == OURS {
-            return;
-        }
+    for connection in asked {
         let sends = destination
             .get(&connection.remote)
             .filter(|_| !sent.contains(&connection.local));
@@ -98,7 +101,7 @@ pub(super) fn existing(
         if (sends.is_some() || receives.is_some()) && ends.len() < reset.min(MAX_RESET) {
             ends.push(connection);
         }
-    })?;
+    }
     end(&ends)?;
     Ok(counts)
 }

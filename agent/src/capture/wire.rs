@@ -51,6 +51,7 @@ pub(crate) mod ask {
         #[prost(message, tag = "6")]
         Retreat(super::Retreat),
         /// Count, and where asked end, connections that were open before.
+        /// Takes the kernel some milliseconds a pod: not to be asked for often.
         #[prost(message, tag = "7")]
         Existing(super::Existing),
     }

@@ -73,14 +73,17 @@ fn what_goes_past_the_proxy_is_counted_and_ended_and_nothing_else() {
     }
     let elsewhere = at(SERVICE[0], 81);
     let asked = [services[0], elsewhere, services[1]];
-    assert_eq!(proxy.existing(&asked, &[8080, 9090], 0), [1, 0, 1, 2, 0]);
+    assert_eq!(
+        proxy.existing("pod", &asked, &[8080, 9090], 0),
+        [1, 0, 1, 2, 0]
+    );
 
-    assert_eq!(proxy.existing(&asked, &[], 1), [1, 0, 1]);
-    let left = proxy.existing(&asked, &[], 0);
+    assert_eq!(proxy.existing("pod", &asked, &[], 1), [1, 0, 1]);
+    let left = proxy.existing("pod", &asked, &[], 0);
     assert_eq!(left.iter().sum::<u32>(), 1);
-    assert_eq!(proxy.existing(&asked, &[8080], 10).len(), 4);
+    assert_eq!(proxy.existing("pod", &asked, &[8080], 10).len(), 4);
     eventually("none is left", || {
-        (proxy.existing(&asked, &[8080], 0) == [0; 4]).then_some(())
+        (proxy.existing("pod", &asked, &[8080], 0) == [0; 4]).then_some(())
     });
     for ended in &mut direct {
         assert!(ended.read(&mut [0]).is_err(), "reset");

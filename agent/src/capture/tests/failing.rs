@@ -257,3 +257,45 @@ fn when_capture_is_killed_no_rule_is_left() {
     let (served, _) = server.accept();
     talk(&application, &served);
 }
+
+#[test]
+fn what_is_open_and_silent_goes_on_when_capture_was_killed_and_is_back() {
+    if is_child() {
+        return;
+    }
+    let Some(ground) = Ground::make() else { return };
+    let test = "capture::tests::failing::\
+                what_is_open_and_silent_goes_on_when_capture_was_killed_and_is_back";
+    let (capture, mut proxy) = child(&ground, test);
+    let service = at(SERVICE[0], 80);
+    let called = at(POD[0], 8080);
+    let mut told = proxy.capture(pod_with(&[service], &[8080])).unwrap();
+    let (out, into) = (
+        told.listener(Given::Outbound4),
+        told.listener(Given::Inbound4),
+    );
+    let application = ground.pod.connect(service).unwrap();
+    let (sent, _) = out.accept();
+    let server = ground.pod.listen(called);
+    let caller = ground.node.connect(called).unwrap();
+    let (received, from) = into.accept();
+    let socket = proxy.socket(false, true);
+    socket.bind(&at(&from.ip().to_string(), 0).into()).unwrap();
+    socket.connect(&called.into()).unwrap();
+    let (served, _) = server.accept();
+    let socket = socket.into();
+
+    drop(capture);
+    assert!(proxy.hear().is_none(), "the proxy is told");
+    eventually("no rules", || ground.pod.rules().is_empty().then_some(()));
+    let (_capture, mut proxy) = child(&ground, test);
+    let _told = proxy.capture(pod_with(&[service], &[8080])).unwrap();
+    for (one, other) in [
+        (&application, &sent),
+        (&caller, &received),
+        (&socket, &served),
+    ] {
+        talk(one, other);
+        talk(other, one);
+    }
+}

@@ -122,9 +122,15 @@ impl Proxy {
         self.ask(ask::Kind::Retreat(Retreat {})).unwrap();
     }
 
-    pub(super) fn existing(&mut self, to: &[SocketAddr], ports: &[u32], reset: u32) -> Vec<u32> {
+    pub(super) fn existing(
+        &mut self,
+        pod: &str,
+        to: &[SocketAddr],
+        ports: &[u32],
+        reset: u32,
+    ) -> Vec<u32> {
         let existing = Existing {
-            pod: "pod".to_owned(),
+            pod: pod.to_owned(),
             destinations: to.iter().map(SocketAddr::to_string).collect(),
             ports: ports.to_vec(),
             reset,
