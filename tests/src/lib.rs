@@ -4,7 +4,7 @@
 //! ([`Machine`]), the programs of others ([`programs`]), a real Kubernetes API
 //! server with or without nodes ([`kubernetes`]) and images for it ([`image`]), a
 //! network of a test's own ([`netns`]), nodes with pods out of network namespaces
-//! ([`pods`]), and the wire by hand ([`wire`]).
+//! ([`pods`]), load from their callers ([`load`]), and the wire by hand ([`wire`]).
 //!
 //! A test writes manifests as a person would and looks at what callers get and
 //! at what the control plane shows. It waits for conditions, each with a bound,
@@ -18,6 +18,7 @@ pub mod call;
 mod house;
 pub mod image;
 pub mod kubernetes;
+pub mod load;
 mod machine;
 pub mod netns;
 pub mod pods;
