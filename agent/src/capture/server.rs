@@ -3,10 +3,12 @@
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 use prost::Message as _;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SocketFlags, accept_with, recv, sockopt};
+use rustix::net::{RecvFlags, SocketFlags, accept_with, recv};
 use tracing::{info, warn};
 use weir_resilience::Time;
 
@@ -174,10 +176,15 @@ impl Server {
     fn accept(&mut self) {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         while let Ok(socket) = accept_with(&self.listener, flags) {
-            let Ok(peer) = sockopt::socket_peercred(&socket) else {
-                continue;
+            // The proxy is in another container, where processes are numbered
+            // apart: its own number is 0 here, for which rustix has no value.
+            let user = match getsockopt(&socket, PeerCredentials) {
+                Ok(peer) => peer.uid(),
+                Err(error) => {
+                    warn!(%error, "refused: it cannot be told who it is");
+                    continue;
+                }
             };
-            let user = peer.uid.as_raw();
             if self.user.is_some_and(|allowed| allowed != user) {
                 warn!(user, "refused: only the proxy's user may ask");
                 continue;
