@@ -12,7 +12,7 @@ use super::breakers::{BreakerPlan, word};
 use super::merge::{Layer, Merged, Policy, Rank, Winner, merge};
 use super::mesh::covers;
 use super::service::{PortPlan, ServicePlan, Slices, Spoken, endpoints};
-use super::{ServiceOutcome, consumer_key, sections};
+use super::{ServiceOutcome, consumer_key, existing, sections};
 use crate::ledger::BreakerId;
 use crate::sources::{Key, Objects};
 
@@ -80,13 +80,14 @@ pub(super) fn service(
             requires: BTreeSet::new(),
             made: &mut made,
         };
-        let ports = plan
-            .ports
-            .iter()
-            .map(|port| proto::Port {
+        let layers: Vec<_> = (plan.ports.iter())
+            .map(|port| place(port, consumer))
+            .collect();
+        let ports = std::iter::zip(&plan.ports, &layers)
+            .map(|(port, layers)| proto::Port {
                 local_only: plan.local_only,
                 affinity_us: plan.affinity_us,
-                ..work.port(port, &merge(&place(port, consumer)))
+                ..work.port(port, &merge(layers))
             })
             .collect();
         let requires = work
@@ -100,7 +101,7 @@ pub(super) fn service(
             ports,
             consumer: consumer.unwrap_or_default().to_owned(),
             cluster_addresses: plan.cluster_addresses.clone(),
-            ..proto::ServiceConfig::default()
+            existing_connections: existing::said(&layers).into(),
         };
         let endpoints = consumer.is_none().then(|| endpoints(key, plan, slices));
         let refused = refusal(&config, endpoints.as_ref());
@@ -145,6 +146,7 @@ pub(crate) fn refusals(spec: &ResiliencePolicySpec) -> Vec<Problem> {
         key: &key,
         spec,
         created: None,
+        annotations: None,
     };
     let mut layer = Layer::default();
     layer.add(policy);

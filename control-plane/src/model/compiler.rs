@@ -142,6 +142,7 @@ fn targets<'p>(
         key,
         spec,
         created: None,
+        annotations: None,
     };
     let references = spec.target_refs.iter();
     references.filter_map(move |reference| serve(seen, reference, objects).ok())

@@ -14,6 +14,7 @@ pub(super) struct Policy<'a> {
     pub(super) key: &'a Key,
     pub(super) spec: &'a ResiliencePolicySpec,
     pub(super) created: Option<&'a Time>,
+    pub(super) annotations: Option<&'a BTreeMap<String, String>>,
 }
 
 impl Policy<'_> {
@@ -135,6 +136,11 @@ impl<'a> Layer<'a> {
 
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// The one that wins first.
+    pub(super) fn policies(&self) -> impl Iterator<Item = Policy<'a>> {
+        self.0.iter().copied()
     }
 
     fn first(&self, item: Item) -> Option<Policy<'a>> {

@@ -20,6 +20,7 @@ mod attachments;
 mod breakers;
 mod compile;
 mod compiler;
+mod existing;
 mod merge;
 mod mesh;
 mod outcome;
@@ -140,6 +141,7 @@ fn policy<'a>(objects: &'a Objects, key: &Key) -> Option<Policy<'a>> {
         key,
         spec: &policy.object.spec,
         created: policy.object.metadata.creation_timestamp.as_ref(),
+        annotations: policy.object.metadata.annotations.as_ref(),
     })
 }
 

@@ -10,7 +10,8 @@ use super::merge::{Layer, Policy, merge};
 use super::mesh::{covers, covers_namespace};
 use super::service::{Plans, ServicePlan};
 use super::{
-    Compiled, PolicyOutcome, TargetOutcome, Verdict, consumer_key, policy, targets, unsupported,
+    Compiled, PolicyOutcome, TargetOutcome, Verdict, consumer_key, existing, policy, targets,
+    unsupported,
 };
 use crate::sources::{Key, Objects};
 
@@ -97,6 +98,10 @@ pub(super) fn outcome(
             );
             outcome.accepted = Verdict::new(Reason::Invalid, message);
         }
+    }
+    // It is about nothing that a section does: the policy is valid without it.
+    if let Some(problem) = existing::problem(policy).filter(|_| outcome.accepted.good) {
+        outcome.accepted.message = format!("the policy is valid, apart from {problem}");
     }
     outcome.ineffective = without_endpoints(policy, &outcome.services, compiled);
     if let Some(problem) = source.and_then(|source| source.problem.as_ref()) {

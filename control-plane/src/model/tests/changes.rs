@@ -122,8 +122,10 @@ fn policy(rng: &mut Rng, (namespace, name): &Key) -> String {
         }
         false => "mode: Shadow",
     };
+    let word = one_of(rng, &["", "Keep", "Reset", "reset"]);
     format!(
-        "apiVersion: weir.dev/v1alpha1\nkind: ResiliencePolicy\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
+        "apiVersion: weir.dev/v1alpha1\nkind: ResiliencePolicy\n\
+         metadata: {{name: {name}, namespace: {namespace}, annotations: {{weir.dev/existing-connections: \"{word}\"}}}}\n\
          spec:\n  targetRefs: [{{{target}}}]\n  strategy: {strategy}\n  {sections}\n  {routes}\n"
     )
 }

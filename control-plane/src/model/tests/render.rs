@@ -61,6 +61,10 @@ pub(super) fn service(service: &ServiceOutcome) -> (String, Value) {
     if !config.cluster_addresses.is_empty() {
         value["clusterAddresses"] = config.cluster_addresses.clone().into();
     }
+    if config.existing_connections != 0 {
+        let word = config.existing_connections().as_str_name();
+        value["existingConnections"] = word.trim_start_matches("EXISTING_CONNECTIONS_").into();
+    }
     if let Some(refused) = &service.refused {
         value["refused"] = refused.clone().into();
     }
