@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use crate::capture::{self, Callers};
+use crate::capture::{self, Callers, Covers, Scene};
 use crate::events::{Event, Events, Severity};
 use crate::leadership::{Leadership, Role};
 use crate::ledger::{BreakerId, Ledger, NodeView, Verdict};
@@ -19,6 +19,7 @@ use crate::model::{BreakerPlan, Changed, Compiled, Compiler};
 use crate::push::{Catalog, Encoded, ResourceId};
 use crate::readiness::Readiness;
 use crate::sources::kubernetes::Observed;
+use crate::sources::shared::differences;
 use crate::sources::{Key, Objects};
 use crate::status::{Look, Memory, Versions, View};
 use crate::stop::stopped;
@@ -31,6 +32,10 @@ const STATUS_EVERY: Duration = Duration::from_millis(20);
 /// A replica that does not lead shows what the leader wrote, no more often: it
 /// looks at everything then.
 const FOLLOWED_EVERY: Duration = Duration::from_secs(1);
+
+/// What is said of capture is computed no more often, but for policies that
+/// changed themselves: Pods come and go all the time.
+const COVERAGE_EVERY: Duration = Duration::from_secs(10);
 
 /// A replica that begins to lead does not know yet what agents enforce. Until
 /// all have come, or for so long, it shows what its predecessor wrote, and
@@ -68,6 +73,11 @@ pub(crate) struct State {
     /// What the next status is about.
     look: Look,
     memory: Memory,
+    covers: Covers,
+    /// Whether something that `covers` follows from changed.
+    uncovered: bool,
+    /// When all of `covers` was computed last.
+    covered: Option<Instant>,
     problems: Vec<String>,
     /// When services changed that some agent does not enforce yet, and which.
     unsettled: Option<(Instant, BTreeSet<Key>)>,
@@ -180,7 +190,8 @@ impl World {
         let compiled = state.compiler.compiled();
         let before = Arc::clone(&self.catalog.borrow());
         let mut catalog = encode(compiled, &changed.services, &before, partial);
-        capture::renew(&seen, &objects, &mut catalog.nodes, &self.callers);
+        state.uncovered |= capture::renew(&seen, &objects, &mut catalog.nodes, &self.callers);
+        state.uncovered |= !changed.services.is_empty();
         let renewed = renew(&mut state.versions, compiled, &changed.services, &catalog);
         if !renewed.is_empty() {
             let services = renewed
@@ -274,17 +285,21 @@ impl World {
         look.services.extend(news.answers.services);
         let told = news.breakers.ids.into_iter();
         look.breakers.extend(told.map(|id| (id.namespace, id.key)));
+        state.uncovered |= news.coverage || news.answers.nodes;
+        let covered_again = self.cover(state, &objects, &nodes, &mut look, now);
         let view = View {
             objects: &objects,
             compiled: state.compiler.compiled(),
             versions: &state.versions,
             ledger: &self.ledger,
             nodes: &nodes,
+            covers: &state.covers,
             now: Timestamp::now(),
             instant: now,
         };
         let mut statuses = state.memory.statuses(&view, look);
-        state.again = forget.into_iter().chain(statuses.again).min();
+        let again = forget.into_iter().chain(statuses.again);
+        state.again = again.chain(covered_again).min();
         if is_held {
             self.hold(Collection::ResiliencePolicies, &mut statuses.policies);
             self.hold(Collection::CircuitBreakers, &mut statuses.breakers);
@@ -312,6 +327,43 @@ impl World {
 }
 
 impl World {
+    /// Computes what is to be said of capture where it may be new, and adds the
+    /// policies of which it is to `look`. When to come again, where it was too soon
+    /// for all.
+    fn cover(
+        &self,
+        state: &mut State,
+        objects: &Objects,
+        nodes: &[NodeView],
+        look: &mut Look,
+        now: Instant,
+    ) -> Option<Instant> {
+        let due = state.covered.map_or(now, |last| last + COVERAGE_EVERY);
+        let all = state.uncovered && now >= due;
+        let told = self.ledger.coverage().told();
+        let compiled = state.compiler.compiled();
+        let scene = Scene::new(objects, compiled, &self.callers, &told, nodes);
+        if all {
+            let covers: Covers = (objects.policies.keys())
+                .filter_map(|key| Some((key.clone(), scene.covered(key)?)))
+                .collect();
+            let changed = differences(&state.covers, &covers, PartialEq::eq);
+            let changed: Vec<Key> = changed.into_iter().map(|(key, _, _)| key.clone()).collect();
+            look.policies.extend(changed);
+            state.covers = covers;
+            state.uncovered = false;
+            state.covered = Some(now);
+        } else {
+            for key in &look.policies {
+                match scene.covered(key) {
+                    Some(covered) => state.covers.insert(key.clone(), covered),
+                    None => state.covers.remove(key),
+                };
+            }
+        }
+        state.uncovered.then_some(due)
+    }
+
     /// Whether statuses are not this replica's own to tell now.
     fn is_held(&self, state: &mut State, nodes: &[NodeView], now: Instant) -> bool {
         if self.leadership.role() == Role::Follows {

@@ -13,7 +13,11 @@ use crate::sources::pods::{Pod, PodName};
 #[derive(Clone, Debug)]
 pub(crate) enum Holder {
     /// A Pod, alone.
-    Pod { name: PodName, pod: Arc<Pod> },
+    Pod {
+        name: PodName,
+        node: Arc<str>,
+        pod: Arc<Pod>,
+    },
     /// A node, and all that use its network.
     Node(Arc<str>),
 }

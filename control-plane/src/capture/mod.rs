@@ -2,7 +2,8 @@
 //! node's agent may capture, and who has an address.
 //!
 //! [`pushed`] writes the resources of each node, of what changed alone.
-//! [`callers`] knows addresses, for agents that ask who calls.
+//! [`callers`] knows addresses, for agents that ask who calls. [`coverage`] says
+//! of each policy what of it is captured.
 
 use std::fmt;
 
@@ -10,9 +11,11 @@ use crate::sources::pods::{Mesh, Pod};
 use crate::sources::{Labels, Objects};
 
 mod callers;
+mod coverage;
 mod pushed;
 
 pub(crate) use callers::Callers;
+pub(crate) use coverage::{Covers, Scene};
 pub(crate) use pushed::renew;
 
 /// Label of a Namespace; `disabled`: its Pods are not captured.

@@ -85,6 +85,7 @@ impl Touched {
                 let places = |pod: &Arc<Pod>| -> Vec<(IpAddr, Holder)> {
                     let holder = Holder::Pod {
                         name: Arc::clone(name),
+                        node: Arc::clone(node),
                         pod: Arc::clone(pod),
                     };
                     let addresses = pod.addresses.iter();

@@ -1,5 +1,5 @@
 //! What the agents say: which versions each enforces or refuses, and how its
-//! breakers stand.
+//! breakers stand, and what it captures.
 //!
 //! Streams write here, each for its own node; the status of every object is
 //! computed from it. Locks are held for a few lines and never across an await.
@@ -18,6 +18,7 @@ use weir_proto::v1alpha1::ResourceKind;
 use crate::push::{Holding, ResourceId, Taken};
 
 mod breakers;
+mod coverage;
 mod report;
 
 /// Why a stream ends when another one speaks for its node.
@@ -30,6 +31,7 @@ pub(crate) fn contested(node: &str) -> String {
 #[cfg(test)]
 pub(crate) use breakers::Word;
 pub(crate) use breakers::{Aggregate, BreakerId, News as BreakerNews};
+pub(crate) use coverage::{Coverage, Told};
 pub(crate) use report::Reporter;
 
 use breakers::Breakers;
@@ -56,6 +58,8 @@ struct Node {
     /// Counts the streams that spoke for it; the highest is the one that counts.
     stream: u64,
     connected: bool,
+    /// Whether it captures.
+    captures: bool,
     /// When it was last known to be there.
     seen: Instant,
     /// Services only: endpoints have no part in any status.
@@ -69,6 +73,8 @@ struct Node {
 pub(crate) struct News {
     pub(crate) breakers: BreakerNews,
     pub(crate) answers: Answers,
+    /// Of what agents capture.
+    pub(crate) coverage: bool,
 }
 
 /// What agents said of services.
@@ -84,6 +90,7 @@ pub(crate) struct Answers {
 pub(crate) struct Ledger {
     nodes: DashMap<Arc<str>, Arc<Mutex<Node>>>,
     breakers: Breakers,
+    coverage: Coverage,
     /// Since the last look; holds no more than agents were sent.
     answers: Mutex<Answers>,
     streams: AtomicU64,
@@ -95,6 +102,7 @@ impl Default for Ledger {
         Ledger {
             nodes: DashMap::new(),
             breakers: Breakers::default(),
+            coverage: Coverage::default(),
             answers: Mutex::default(),
             streams: AtomicU64::new(0),
             changed: Notify::new(),
@@ -115,13 +123,15 @@ pub(crate) struct Presence {
 pub(crate) struct NodeView {
     pub(crate) name: Arc<str>,
     pub(crate) connected: bool,
+    /// Whether its agent captures.
+    pub(crate) captures: bool,
     /// `None` where it never connected.
     node: Option<Arc<Mutex<Node>>>,
 }
 
 impl Ledger {
-    /// A stream says that it speaks for `name` and enforces `holding`; an older
-    /// stream for the same node is superseded.
+    /// A stream says that it speaks for `name`, enforces `holding`, and `captures`;
+    /// an older stream for the same node is superseded.
     ///
     /// # Errors
     /// Where the name cannot be a node's, or there are too many nodes.
@@ -129,6 +139,7 @@ impl Ledger {
         self: &Arc<Self>,
         name: &str,
         holding: &Holding,
+        captures: bool,
     ) -> Result<Presence, Status> {
         if name.is_empty() || name.len() > 253 {
             return Err(Status::invalid_argument(
@@ -148,6 +159,7 @@ impl Ledger {
             Arc::new(Mutex::new(Node {
                 stream: 0,
                 connected: false,
+                captures,
                 seen: Instant::now(),
                 holding: Holding::default(),
                 newest: watch::Sender::new(0),
@@ -158,6 +170,7 @@ impl Ledger {
             let mut state = lock(&node);
             state.stream = stream;
             state.connected = true;
+            state.captures = captures;
             state.seen = Instant::now();
             state.holding = services_of(holding);
             state.newest.send_replace(stream);
@@ -183,6 +196,7 @@ impl Ledger {
     pub(crate) fn news(&self) -> News {
         News {
             breakers: self.breakers.news(),
+            coverage: self.coverage.news(),
             answers: std::mem::take(&mut *lock(&self.answers)),
         }
     }
@@ -203,10 +217,14 @@ impl Ledger {
             .iter()
             .map(|entry| (Arc::clone(entry.key()), Arc::clone(entry.value())))
             .map(|(name, node)| {
-                let connected = lock(&node).connected;
+                let (connected, captures) = {
+                    let node = lock(&node);
+                    (node.connected, node.captures)
+                };
                 NodeView {
                     name,
                     connected,
+                    captures,
                     node: Some(node),
                 }
             })
@@ -227,6 +245,7 @@ impl Ledger {
         nodes.extend(absent.map(|name| NodeView {
             name: name.as_str().into(),
             connected: false,
+            captures: false,
             node: None,
         }));
         nodes.sort_by(|a, b| a.name.cmp(&b.name));
@@ -271,11 +290,17 @@ impl Ledger {
         });
         let (dropped, stale) = self.breakers.forget(now);
         if self.nodes.len() != before {
+            self.coverage.retain(|node| self.nodes.contains_key(node));
             self.nodes_changed();
         } else if dropped {
             self.changed.notify_one();
         }
         next.into_iter().chain(stale).min()
+    }
+
+    /// What agents tell of capture.
+    pub(crate) fn coverage(&self) -> &Coverage {
+        &self.coverage
     }
 
     /// All that agents say about the breaker `id`.

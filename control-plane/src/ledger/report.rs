@@ -137,6 +137,10 @@ impl Reporter {
             let Some(news) = breakers.take(&speaker.node, speaker.stream, &request) else {
                 return Err(Status::aborted(contested(&speaker.node)));
             };
+            if let Some(coverage) = &request.coverage {
+                let all = &self.ledger.coverage;
+                all.take(&speaker.node, speaker.stream, coverage);
+            }
             for transition in news {
                 self.transition(&speaker.node, transition);
             }

@@ -23,7 +23,9 @@ fn wanted(version: &str) -> Vec<(ResourceId, Arc<str>)> {
 #[test]
 fn what_an_agent_says_it_holds_counts_as_enforced_and_nothing_else_does() {
     let ledger = Arc::new(Ledger::default());
-    let _agent = ledger.connect("a", &holding(&[(POLICY, "1")])).unwrap();
+    let _agent = ledger
+        .connect("a", &holding(&[(POLICY, "1")]), false)
+        .unwrap();
     let nodes = ledger.nodes();
     assert_eq!(nodes[0].verdict(&wanted("1")), Verdict::Enforced);
     assert_eq!(nodes[0].verdict(&wanted("2")), Verdict::Pending);
@@ -33,7 +35,7 @@ fn what_an_agent_says_it_holds_counts_as_enforced_and_nothing_else_does() {
 #[test]
 fn endpoints_have_no_part_in_what_is_kept() {
     let ledger = Arc::new(Ledger::default());
-    let agent = ledger.connect("a", &Holding::default()).unwrap();
+    let agent = ledger.connect("a", &Holding::default(), false).unwrap();
     let endpoints = (ResourceId::endpoints("shop", "payments"), Arc::from("1"));
     agent.answered(&Taken {
         enforced: vec![endpoints],
@@ -45,7 +47,7 @@ fn endpoints_have_no_part_in_what_is_kept() {
 #[test]
 fn an_agent_that_leaves_is_expected_for_five_minutes_and_then_forgotten() {
     let ledger = Arc::new(Ledger::default());
-    drop(ledger.connect("a", &Holding::default()).unwrap());
+    drop(ledger.connect("a", &Holding::default(), false).unwrap());
     let now = Instant::now();
     let until = ledger.forget(now).unwrap();
     assert!(!ledger.nodes()[0].connected);
@@ -56,7 +58,7 @@ fn an_agent_that_leaves_is_expected_for_five_minutes_and_then_forgotten() {
 #[test]
 fn an_agent_that_is_there_is_never_forgotten() {
     let ledger = Arc::new(Ledger::default());
-    let _agent = ledger.connect("a", &Holding::default()).unwrap();
+    let _agent = ledger.connect("a", &Holding::default(), false).unwrap();
     assert_eq!(ledger.forget(Instant::now() + 10 * FORGET_AFTER), None);
     assert_eq!(ledger.connected(), 1);
 }
@@ -64,8 +66,10 @@ fn an_agent_that_is_there_is_never_forgotten() {
 #[tokio::test]
 async fn a_superseded_stream_is_told_and_changes_nothing_any_more() {
     let ledger = Arc::new(Ledger::default());
-    let older = ledger.connect("a", &Holding::default()).unwrap();
-    let newer = ledger.connect("a", &holding(&[(POLICY, "2")])).unwrap();
+    let older = ledger.connect("a", &Holding::default(), false).unwrap();
+    let newer = ledger
+        .connect("a", &holding(&[(POLICY, "2")]), false)
+        .unwrap();
     older.superseded().await;
     let stale = (ResourceId::service("shop", "payments"), Arc::from("1"));
     older.answered(&Taken {
@@ -83,10 +87,10 @@ async fn a_superseded_stream_is_told_and_changes_nothing_any_more() {
 #[test]
 fn a_name_that_no_node_can_have_is_refused() {
     let ledger = Arc::new(Ledger::default());
-    assert!(ledger.connect("", &Holding::default()).is_err());
+    assert!(ledger.connect("", &Holding::default(), false).is_err());
     assert!(
         ledger
-            .connect(&"a".repeat(254), &Holding::default())
+            .connect(&"a".repeat(254), &Holding::default(), false)
             .is_err()
     );
 }

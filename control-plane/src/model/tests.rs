@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{Compiled, compile};
+use crate::capture::Covers;
 use crate::ledger::Ledger;
 use crate::push::{Catalog, Holding};
 use crate::sources::Objects;
@@ -65,6 +66,7 @@ fn statuses(objects: &Objects, compiled: &Compiled) -> Value {
                 enforced,
                 refused: HashMap::new(),
             },
+            false,
         )
         .unwrap();
     let nodes = ledger.nodes();
@@ -75,6 +77,7 @@ fn statuses(objects: &Objects, compiled: &Compiled) -> Value {
         versions: &versions,
         ledger: &ledger,
         nodes: &nodes,
+        covers: &Covers::default(),
         now: now(),
         instant,
     };

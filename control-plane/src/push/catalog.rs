@@ -142,6 +142,11 @@ impl Share {
         }
     }
 
+    /// Whether the agent captures.
+    pub(super) fn captures(&self) -> bool {
+        self.node.is_some()
+    }
+
     /// The resource, as the agent is to hold it.
     pub(super) fn get<'c>(&self, catalog: &'c Catalog, id: &ResourceId) -> Option<&'c Encoded> {
         let resource = match id.kind {

@@ -140,6 +140,11 @@ impl Session {
         }
     }
 
+    /// Whether the agent captures.
+    pub(super) fn captures(&self) -> bool {
+        self.share.captures()
+    }
+
     pub(super) fn holding(&self) -> &Holding {
         &self.holding
     }

@@ -148,7 +148,9 @@ impl Pusher {
         let hello = self.hello(&mut requests).await?;
         peer.may_speak_for(&hello.node)?;
         let mut session = Session::new(&hello, self.timing.endpoints);
-        let presence = self.ledger.connect(&hello.node, session.holding())?;
+        let presence = self
+            .ledger
+            .connect(&hello.node, session.holding(), session.captures())?;
         tracing::info!(
             node = hello.node,
             version = hello.agent_version,

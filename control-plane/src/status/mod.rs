@@ -11,6 +11,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 use weir_crds::v1alpha1::{Condition, ConditionStatus, ConditionType, Reason};
 
+use crate::capture::Covers;
 use crate::ledger::{Ledger, NodeView};
 use crate::model::{Compiled, Verdict};
 use crate::push::ResourceId;
@@ -34,6 +35,8 @@ pub(crate) struct View<'a> {
     pub(crate) versions: &'a Versions,
     pub(crate) ledger: &'a Ledger,
     pub(crate) nodes: &'a [NodeView],
+    /// What is to be said of capture.
+    pub(crate) covers: &'a Covers,
     pub(crate) now: Timestamp,
     pub(crate) instant: Instant,
 }

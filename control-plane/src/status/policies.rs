@@ -99,6 +99,10 @@ fn policy(
     ];
     let (status, reason, message) = programmed(outcome, &rollout, view.objects.agents.is_some());
     conditions.push(say.condition(None, ConditionType::Programmed, status, (reason, &message)));
+    if let Some(covered) = view.covers.get(key) {
+        let why = (covered.reason, &*covered.message);
+        conditions.push(say.condition(None, ConditionType::Covered, covered.status, why));
+    }
     if let Some(verdict) = &outcome.ineffective {
         conditions.push(say.verdict(None, ConditionType::Effective, verdict));
     }

@@ -120,6 +120,8 @@ words! {
         Covered,
         /// Covered: some pods or connections are not protected.
         PartiallyCovered,
+        /// Covered: no agent captures connections.
+        NoCapture,
         /// Effective: True.
         Effective,
         /// Effective: the Service has no endpoint that is ready.

@@ -13,6 +13,7 @@ use weir_proto::v1alpha1 as proto;
 
 use super::super::Compiler;
 use super::{compile, encode, encoded, from_text, now, renew};
+use crate::capture::Covers;
 use crate::ledger::{Ledger, Presence};
 use crate::push::{Catalog, Holding, ResourceId, Taken};
 use crate::sources::{Key, Objects};
@@ -241,7 +242,7 @@ fn sequence(seed: u64) {
             _ => {
                 let agent = agents.entry(name).or_insert_with(|| {
                     ledger.report_begins(name);
-                    ledger.connect(name, &Holding::default()).unwrap()
+                    ledger.connect(name, &Holding::default(), false).unwrap()
                 });
                 agent_says(&mut rng, &ledger, agent, &compiler, &versions);
             }
@@ -264,6 +265,7 @@ fn sequence(seed: u64) {
             versions: &versions,
             ledger: &ledger,
             nodes: &nodes,
+            covers: &Covers::default(),
             now: at,
             instant,
         };

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::super::Compiler;
 use super::{encode, from_text, now, renew};
+use crate::capture::Covers;
 use crate::ledger::Ledger;
 use crate::push::{Catalog, Holding, ResourceId};
 use crate::sources::Objects;
@@ -99,7 +100,7 @@ fn a_change_in_a_large_cluster_computes_what_it_changes_and_no_more() {
     let (ledger, mut memory) = (Arc::new(Ledger::default()), Memory::default());
     let agents = (0..NODES).map(|n| {
         ledger
-            .connect(&format!("node-{n}"), &Holding::default())
+            .connect(&format!("node-{n}"), &Holding::default(), false)
             .unwrap()
     });
     let agents: Vec<_> = agents.collect();
@@ -133,6 +134,7 @@ fn a_change_in_a_large_cluster_computes_what_it_changes_and_no_more() {
             versions: &versions,
             ledger: &ledger,
             nodes: &nodes,
+            covers: &Covers::default(),
             now: now(),
             instant: start,
         };
