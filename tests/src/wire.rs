@@ -116,6 +116,14 @@ impl Stream {
         Ok(self.send.send_trailers(trailers)?)
     }
 
+    /// Says that nothing more is sent: a single question is answered only then.
+    ///
+    /// # Errors
+    /// The stream has ended.
+    pub fn half_close(&mut self) -> Result<()> {
+        Ok(self.send.send_data(Bytes::new(), true)?)
+    }
+
     /// What comes next.
     ///
     /// # Errors

@@ -243,3 +243,32 @@ fn what_is_sent_of_a_pod_can_be_read() {
     assert_eq!(read.workload, "Deployment/checkout");
     assert_eq!(read.addresses[0].to_string(), "fd00::1");
 }
+
+#[test]
+#[allow(clippy::print_stdout, reason = "the figures are what it is for")]
+fn one_pod_of_many_costs_one_pod() {
+    let mut before = Objects::default();
+    for n in 0..5_000 {
+        let pod = pod(&format!("10.{}.{}.1", n / 250, n % 250));
+        put(
+            &mut before,
+            &format!("node-{}", n % 100),
+            &format!("shop/app-{n}"),
+            pod,
+        );
+    }
+    let (mut resources, callers) = (OfNodes::default(), Callers::default());
+    let start = tokio::time::Instant::now();
+    renew(&Objects::default(), &before, &mut resources, &callers);
+    println!("5000 pods: {:?}", start.elapsed());
+    let earlier = resources.clone();
+    let mut objects = before.clone();
+    put(&mut objects, "node-7", "shop/app-7", pod("10.99.0.1"));
+    let start = tokio::time::Instant::now();
+    renew(&before, &objects, &mut resources, &callers);
+    println!("one of them: {:?}", start.elapsed());
+    let changed = earlier.differences(&resources, crate::sources::Shared::is);
+    assert_eq!(changed.len(), 1);
+    assert!(callers.caller("10.99.0.1".parse().unwrap()).known);
+    assert!(!callers.caller("10.0.7.1".parse().unwrap()).known);
+}

@@ -6,6 +6,7 @@ mod foreign;
 mod merging;
 mod outages;
 mod overrides;
+mod pods;
 mod release;
 mod rollout;
 mod skew;

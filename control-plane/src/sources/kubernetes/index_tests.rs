@@ -179,3 +179,81 @@ fn nodes_with_an_agent_are_those_of_its_pods_that_have_not_ended() {
     index.take(Change::Applied(agent("c", Some("n2"), "Failed")));
     assert_eq!(nodes(&index), ["n1"]);
 }
+
+/// A Pod as large as they are.
+fn large_pod(n: usize, address: &str) -> Object {
+    let env: Vec<Value> = (0..60)
+        .map(|n| json!({"name": format!("VARIABLE_{n}"), "value": "a value of some length, as they have"}))
+        .collect();
+    let owner = json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": format!("app-{}-6d4cf56db6", n / 10), "uid": "u", "controller": true});
+    let pod = json!({
+        "metadata": {
+            "name": format!("app-{}-6d4cf56db6-{n:05}", n / 10),
+            "namespace": format!("namespace-{}", n % 50),
+            "uid": format!("4c2b8f4e-5a52-4d0f-9a39-{n:012}"),
+            "labels": {"app": "app", "pod-template-hash": "6d4cf56db6"},
+            "ownerReferences": [owner],
+        },
+        "spec": {
+            "nodeName": format!("node-{}", n % 100),
+            "serviceAccountName": "app",
+            "containers": [{
+                "name": "app", "image": "registry.example/app:1", "env": env,
+                "ports": [{"name": "http", "containerPort": 8080}],
+                "livenessProbe": {"httpGet": {"path": "/livez", "port": "http"}},
+                "readinessProbe": {"httpGet": {"path": "/readyz", "port": "http"}},
+            }],
+        },
+        "status": {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]},
+    });
+    Object::Pod(Box::new(serde_json::from_value(pod).unwrap()))
+}
+
+fn resident_kilobytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.unwrap()
+        .trim()
+        .trim_end_matches(" kB")
+        .parse()
+        .unwrap()
+}
+
+#[test]
+#[allow(clippy::print_stdout, reason = "the figure is what it is for")]
+fn of_many_pods_little_is_kept_and_a_change_copies_those_of_one_node() {
+    let address = |n: usize| format!("10.{}.{}.1", n / 250, n % 250);
+    let (mut index, _) = index();
+    let before = resident_kilobytes();
+    for n in 0..5_000 {
+        assert!(index.take(Change::Applied(large_pod(n, &address(n)))));
+    }
+    let kept = resident_kilobytes().saturating_sub(before);
+    println!("5000 pods in the index: {kept} kB more resident");
+    let published = index.objects().clone();
+    assert!(
+        !index.take(Change::Applied(large_pod(7, &address(7)))),
+        "no news"
+    );
+    assert!(index.take(Change::Applied(large_pod(7, "10.99.0.1"))));
+    let now = &index.objects().pods;
+    let changed = published.pods.differences(now, Shared::is);
+    let changed: Vec<&str> = changed.into_iter().map(|(node, _, _)| &**node).collect();
+    assert_eq!(changed, ["node-7"]);
+    index.take(Change::Begin(Kind::Pods));
+    assert!(index.take(Change::Done(Kind::Pods)));
+    assert!(index.objects().pods.is_empty() && index.places.is_empty());
+}
+
+#[test]
+fn a_pod_that_was_made_again_elsewhere_leaves_its_old_node() {
+    let on = |node: &str| agent("weir-agent-x", Some(node), "Running");
+    let (mut index, _) = index();
+    index.take(Change::Applied(on("one")));
+    assert!(index.take(Change::Applied(on("two"))));
+    let nodes: Vec<&str> = index.objects().pods.keys().map(|node| &**node).collect();
+    assert_eq!(nodes, ["two"]);
+    assert_eq!(index.objects().agents, Some(["two".to_owned()].into()));
+    assert!(index.take(Change::Deleted(on("two"))));
+    assert!(index.objects().pods.is_empty());
+}
