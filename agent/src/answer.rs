@@ -12,6 +12,20 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use weir_resilience::shed;
 
+/// Whether this `Proxy-Status` is of an agent that refused a request before the
+/// destination saw it. What an agent says of the destination (it cannot be reached,
+/// it broke off) is no refusal.
+pub(crate) fn is_refusal(proxy_status: &[u8]) -> bool {
+    [REFUSED, FULL].iter().any(|error| {
+        let rest = proxy_status.strip_prefix(b"weir; error=");
+        rest.is_some_and(|rest| rest.starts_with(error.as_bytes()))
+    })
+}
+
+/// The errors of RFC 9209 by which Weir tells that it refused.
+const REFUSED: &str = "destination_unavailable";
+const FULL: &str = "connection_limit_reached";
+
 /// Why the agent answers itself.
 #[derive(Clone, Debug)]
 pub(crate) enum Answer {
@@ -78,45 +92,20 @@ impl Answer {
     /// which it is counted.
     fn codes(&self) -> (u16, u8, &'static str, &'static str) {
         match self {
-            Answer::BreakerOpen { .. } => (
-                503,
-                code::UNAVAILABLE,
-                "destination_unavailable",
-                "breaker_open",
-            ),
-            Answer::BulkheadFull { .. } => (
-                503,
-                code::RESOURCE_EXHAUSTED,
-                "connection_limit_reached",
-                "bulkhead_full",
-            ),
-            Answer::BulkheadWait { .. } => (
-                503,
-                code::RESOURCE_EXHAUSTED,
-                "connection_limit_reached",
-                "bulkhead_wait",
-            ),
-            Answer::ConcurrencyLimit { .. } => (
-                503,
-                code::UNAVAILABLE,
-                "connection_limit_reached",
-                "concurrency_limit",
-            ),
+            Answer::BreakerOpen { .. } => (503, code::UNAVAILABLE, REFUSED, "breaker_open"),
+            Answer::BulkheadFull { .. } => (503, code::RESOURCE_EXHAUSTED, FULL, "bulkhead_full"),
+            Answer::BulkheadWait { .. } => (503, code::RESOURCE_EXHAUSTED, FULL, "bulkhead_wait"),
+            Answer::ConcurrencyLimit { .. } => (503, code::UNAVAILABLE, FULL, "concurrency_limit"),
             Answer::Shed(refused) => (
                 503,
                 code::UNAVAILABLE,
-                "destination_unavailable",
+                REFUSED,
                 match refused.cause {
                     shed::Cause::Cpu => "shed_cpu",
                     shed::Cause::CpuPressure | shed::Cause::MemoryPressure => "shed_pressure",
                 },
             ),
-            Answer::NoEndpoints { .. } => (
-                503,
-                code::UNAVAILABLE,
-                "destination_unavailable",
-                "no_endpoints",
-            ),
+            Answer::NoEndpoints { .. } => (503, code::UNAVAILABLE, REFUSED, "no_endpoints"),
             Answer::UnknownDestination { .. } => (
                 502,
                 code::UNAVAILABLE,

@@ -248,7 +248,10 @@ impl Exchange {
             Some(code) if self.facts.grpc => (code != 0).then_some(retry::Failure::Grpc(code)),
             _ => Some(retry::Failure::Status(facts.status)),
         };
-        if let Some(cause) = self.failure_cause(facts.status, facts.grpc_status) {
+        if facts.refused {
+            // The destination has not seen it.
+            self.excuse(now);
+        } else if let Some(cause) = self.failure_cause(facts.status, facts.grpc_status) {
             self.count(Counter::FailedStatus);
             self.record_failure(cause, facts.retry_after, now, random);
         }

@@ -218,6 +218,7 @@ impl Run<'_> {
         let facts = ResponseFacts {
             status: response.status,
             retry_after: response.retry_after,
+            refused: response.refused,
             stream: response.stream,
             ..ResponseFacts::default()
         };

@@ -7,7 +7,7 @@ use http::Method;
 use weir_resilience::config::RequestView;
 
 use super::body::Framing;
-use crate::answer::Answer;
+use crate::answer::{self, Answer};
 
 /// Most header fields of a message.
 const MAX_HEADERS: usize = 128;
@@ -44,6 +44,8 @@ pub(crate) struct ResponseMeta {
     /// The destination keeps the connection.
     pub(crate) keep_alive: bool,
     pub(crate) retry_after: Option<Duration>,
+    /// Another agent of Weir refused the request.
+    pub(crate) refused: bool,
     /// `text/event-stream`, or 101.
     pub(crate) stream: bool,
 }
@@ -303,6 +305,7 @@ pub(crate) fn read_response(
         body,
         keep_alive,
         retry_after: fields.retry_after,
+        refused: fields.refused,
         stream: fields.event_stream || status == 101,
     }))
 }
@@ -389,6 +392,7 @@ struct Fields {
     /// `Upgrade` to HTTP/2, which is told apart by its preface: declined.
     h2c: bool,
     retry_after: Option<Duration>,
+    refused: bool,
     event_stream: bool,
 }
 
@@ -425,6 +429,9 @@ impl Fields {
                 }
                 Some(b'u') if header.name.eq_ignore_ascii_case("upgrade") => {
                     fields.h2c |= tokens(value).any(|t| t.to_ascii_lowercase().starts_with("h2c"));
+                }
+                Some(b'p') if header.name.eq_ignore_ascii_case("proxy-status") => {
+                    fields.refused |= answer::is_refusal(value);
                 }
                 Some(b'r') if header.name.eq_ignore_ascii_case("retry-after") => {
                     let seconds = std::str::from_utf8(value)

@@ -6,6 +6,8 @@ use http::HeaderMap;
 use weir_resilience::config::RequestView;
 use weir_resilience::retry::Pushback;
 
+use crate::answer;
+
 /// Fields of one hop have no place in HTTP/2 (RFC 9113, section 8.2.2).
 pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     for name in [
@@ -36,6 +38,12 @@ pub(super) fn grpc_status(headers: &HeaderMap) -> Option<u8> {
 
 pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     number::<u32>(headers, "retry-after").map(|seconds| Duration::from_secs(seconds.into()))
+}
+
+/// Whether another agent refused the request.
+pub(super) fn is_refusal(headers: &HeaderMap) -> bool {
+    let said = headers.get("proxy-status");
+    said.is_some_and(|said| answer::is_refusal(said.as_bytes()))
 }
 
 pub(super) fn pushback(headers: &HeaderMap) -> Option<Pushback> {

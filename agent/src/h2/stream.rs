@@ -17,7 +17,9 @@ use weir_resilience::retry::Sent;
 
 use super::Driver;
 use super::body::{Download, Gone, Upload};
-use super::headers::{View, grpc_status, is_grpc, pushback, retry_after, strip_hop_by_hop};
+use super::headers::{
+    View, grpc_status, is_grpc, is_refusal, pushback, retry_after, strip_hop_by_hop,
+};
 use super::pool::Found;
 use crate::answer::Answer;
 use crate::connection::Destination;
@@ -358,6 +360,7 @@ impl Run<'_> {
             grpc_status,
             retry_after: retry_after(&head.parts.headers),
             pushback: pushback(headers).or_else(|| pushback(&head.parts.headers)),
+            refused: is_refusal(&head.parts.headers),
             stream: head.first.is_some()
                 || event_stream.is_some_and(|t| t.as_bytes().starts_with(b"text/event-stream")),
         };

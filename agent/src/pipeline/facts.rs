@@ -84,6 +84,8 @@ pub(crate) struct ResponseFacts {
     pub(crate) grpc_status: Option<u8>,
     pub(crate) retry_after: Option<Duration>,
     pub(crate) pushback: Option<Pushback>,
+    /// Another agent of Weir refused the request, at the destination's side.
+    pub(crate) refused: bool,
     /// The response is a stream: from here only idle and `maxStream` hold.
     pub(crate) stream: bool,
 }

@@ -7,8 +7,8 @@ use weir_resilience::{Time, breaker};
 use super::Exchange;
 
 impl Exchange {
-    /// What ends the try now is the caller's doing, which stopped sending: it
-    /// says nothing about the destination.
+    /// What ends the try now is not the destination's doing (the caller stopped
+    /// sending, another agent refused): it says nothing about the destination.
     pub(crate) fn excuse(&mut self, now: Time) {
         if let Some((permit, _)) = self.take_permit(now)
             && let Some((_, machine)) = &self.rules().breaker

@@ -163,3 +163,26 @@ async fn a_grpc_caller_is_told_when_to_come_back() -> Result<()> {
     house.shutdown().await;
     Ok(())
 }
+
+#[tokio::test]
+async fn what_another_agent_refused_is_no_failure_either() -> Result<()> {
+    let machine = Machine::idle()?;
+    let said =
+        |error: &str| Reply::status(503).with("proxy-status", &format!("weir; error={error}"));
+    let refusing = Backend::with(move |_| async move { said("destination_unavailable") }).await;
+    let spec = "  circuitBreaker: {consecutiveFailures: 1}";
+    let house = house_on(&machine, &refusing, spec).await?;
+    let payments = house.listener("payments").await;
+    for _ in 0..3 {
+        assert_eq!(call::get(payments, "/").await?.status, 503);
+        let h2 = call::send_h2(payments, call::request_h2("GET", "/", "")?).await?;
+        assert_eq!(h2.status, 503);
+    }
+    assert_eq!(refusing.requests(), 6);
+    // What it says of the destination counts.
+    refusing.now(move |_| async move { said("connection_refused") });
+    assert_eq!(call::get(payments, "/").await?.status, 503);
+    house.breaker_is("payments", "Open").await;
+    house.shutdown().await;
+    Ok(())
+}
