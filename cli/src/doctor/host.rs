@@ -41,10 +41,14 @@ impl Host {
         self.seen(path, self.open(path, OFlags::PATH)).is_some()
     }
 
+    /// A file, opened to be read.
+    pub(super) fn file(&self, path: &str) -> io::Result<OwnedFd> {
+        self.open(path, OFlags::RDONLY | OFlags::NONBLOCK)
+    }
+
     /// A file's text.
     pub(super) fn text(&self, path: &str) -> Option<String> {
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK;
-        let file = std::fs::File::from(self.seen(path, self.open(path, flags))?);
+        let file = std::fs::File::from(self.seen(path, self.file(path))?);
         let mut bytes = Vec::new();
         let read = file.take(MOST_BYTES).read_to_end(&mut bytes);
         self.seen(path, read)?;

@@ -2,6 +2,7 @@
 
 use super::finding::Finding;
 use super::host::Host;
+use super::node;
 
 /// The first Linux on which a table can belong to the socket that made it, and goes when that closes.
 const OLDEST: (u32, u32) = (5, 12);
@@ -114,6 +115,11 @@ fn cgroups(host: &Host) -> Finding {
     ];
     if directories.into_iter().any(of_pods) {
         Finding::ok(CHECK, version)
+    } else if !node::is_seen(host) {
+        Finding::unknown(
+            CHECK,
+            format!("{version}; those of pods cannot be seen from here"),
+        )
     } else {
         Finding::warning(
             CHECK,

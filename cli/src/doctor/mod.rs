@@ -4,7 +4,7 @@
 //! What files cannot tell is tried.
 
 use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
@@ -70,8 +70,7 @@ pub(crate) fn execute(options: Options) -> anyhow::Result<ExitCode> {
         .or_else(|| host.word("/proc/sys/kernel/hostname"));
     let node = node.unwrap_or_default();
     let tries = !options.files_only && rights::are_there(&host);
-    let root = tries.then_some(options.root.as_path());
-    let findings = examine(&host, &node, &options.namespaces, root);
+    let findings = examine(&host, &node, &options.namespaces, tries);
     let works = findings.iter().all(|finding| finding.level != Level::Error);
     let mut out = io::stdout().lock();
     match options.output {
@@ -89,18 +88,13 @@ pub(crate) fn execute(options: Options) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// `tried_below`: where the files are of the machine that this runs on, if what capture does is to be tried there.
-fn examine(
-    host: &Host,
-    node: &str,
-    namespaces: &[PathBuf],
-    tried_below: Option<&Path>,
-) -> Vec<Finding> {
+/// `tries`: whether what capture does is to be tried.
+fn examine(host: &Host, node: &str, namespaces: &[PathBuf], tries: bool) -> Vec<Finding> {
     let mut findings = node::check(host, node, namespaces);
-    findings.extend(kernel::check(host, tried_below.is_some()));
+    findings.extend(kernel::check(host, tries));
     findings.extend(rights::check(host));
-    if let Some(root) = tried_below {
-        findings.extend(tried::check(host, root, namespaces));
+    if tries {
+        findings.extend(tried::check(host, namespaces));
     }
     findings.extend(neighbours::check(host));
     let refused: Vec<String> = host

@@ -1,8 +1,7 @@
 //! What files cannot tell: whether the kernel lets this process do what capture does.
 
-use std::fs::File;
 use std::os::fd::AsFd as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context as _;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -12,7 +11,7 @@ use super::finding::Finding;
 use super::host::Host;
 
 /// Does it all in a network namespace made for that, and enters one of each directory. No pod notices.
-pub(super) fn check(host: &Host, root: &Path, namespaces: &[PathBuf]) -> Vec<Finding> {
+pub(super) fn check(host: &Host, namespaces: &[PathBuf]) -> Vec<Finding> {
     let mut findings: Vec<Finding> = probe()
         .into_iter()
         .map(|tried| {
@@ -31,21 +30,19 @@ pub(super) fn check(host: &Host, root: &Path, namespaces: &[PathBuf]) -> Vec<Fin
         let Some(name) = host.names(&shown).unwrap_or_default().into_iter().next() else {
             continue;
         };
-        let inside = directory.strip_prefix("/").unwrap_or(directory);
-        findings.push(match enter(&root.join(inside).join(&name)) {
-            Ok(()) => Finding::ok("tried", format!("enter {shown}/{name}")),
-            Err(error) => {
-                Finding::error("tried", format!("cannot enter {shown}/{name}: {error:#}"))
-                    .next("mount the directory with HostToContainer, as the chart does")
-            }
+        let path = format!("{shown}/{name}");
+        findings.push(match enter(host, &path) {
+            Ok(()) => Finding::ok("tried", format!("enter {path}")),
+            Err(error) => Finding::error("tried", format!("cannot enter {path}: {error:#}"))
+                .next("mount the directory with HostToContainer, as the chart does"),
         });
     }
     findings
 }
 
 /// On a thread of its own, which the namespace goes with.
-fn enter(path: &Path) -> anyhow::Result<()> {
-    let file = File::open(path)?;
+fn enter(host: &Host, path: &str) -> anyhow::Result<()> {
+    let file = host.file(path)?;
     let entered = std::thread::spawn(move || {
         move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
     });
