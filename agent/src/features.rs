@@ -16,6 +16,7 @@ pub const FEATURES: &[&str] = &[
     "loadShedding.pressure",
     "consumerPolicies",
     "tcp",
+    "endpointConditions",
 ];
 
 /// What this agent can be sent besides, where it captures pods' connections.
