@@ -12,6 +12,8 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use weir_resilience::shed;
 
+use crate::pods::NoSocket;
+
 /// Whether this `Proxy-Status` is of an agent that refused a request before the
 /// destination saw it. What an agent says of the destination (it cannot be reached,
 /// it broke off) is no refusal.
@@ -334,21 +336,29 @@ impl fmt::Display for Answer {
 }
 
 /// Whether a connection could not be made for want of something that is the
-/// agent's own: file descriptors, ports, memory.
+/// agent's own: file descriptors, ports, memory, or capture.
 pub(crate) fn is_own_failure(error: &std::io::Error) -> bool {
     const EMFILE: i32 = 24;
     const ENFILE: i32 = 23;
     const ENOMEM: i32 = 12;
     const ENOBUFS: i32 = 105;
-    matches!(error.kind(), std::io::ErrorKind::AddrNotAvailable)
+    no_socket(error).is_some()
+        || matches!(error.kind(), std::io::ErrorKind::AddrNotAvailable)
         || matches!(
             error.raw_os_error(),
             Some(EMFILE | ENFILE | ENOMEM | ENOBUFS)
         )
 }
 
+fn no_socket(error: &std::io::Error) -> Option<&NoSocket> {
+    error.get_ref()?.downcast_ref()
+}
+
 /// Why a connection could not be made, for people.
 pub(crate) fn connect_reason(error: &std::io::Error) -> &'static str {
+    if let Some(none) = no_socket(error) {
+        return none.reason();
+    }
     match error.kind() {
         std::io::ErrorKind::ConnectionRefused => "connection refused",
         std::io::ErrorKind::ConnectionReset => "connection reset",

@@ -38,6 +38,10 @@ use crate::timer::Timer;
 /// is not lost to a reset: bytes and time.
 const LINGER_BYTES: usize = 256 * 1024;
 const LINGER: Duration = Duration::from_secs(1);
+/// While draining, how long a caller that asks for nothing keeps its connection.
+/// Closed at once, the end and its next request could pass each other, and it would not
+/// know whether that was heard. One that asks is told with the answer.
+const LAST_REQUEST: Duration = Duration::from_secs(1);
 
 /// Why a request is not begun.
 enum Stop {
@@ -60,6 +64,8 @@ struct Session {
     timer: Timer,
     /// When the head that is being read began.
     head_since: Option<Time>,
+    /// Since when it idles while it should end.
+    leaving_since: Option<Time>,
     /// While somebody is asked who calls.
     asking: Option<LocalBoxFuture<'static, Found>>,
     /// The connection ends with a reset.
@@ -76,6 +82,7 @@ pub(crate) async fn serve(caller: Caller) {
         caller,
         timer,
         head_since: None,
+        leaving_since: None,
         asking: None,
         reset: false,
         forward: Vec::new(),
@@ -178,9 +185,6 @@ impl Session {
                 Poll::Ready(_) => return Poll::Ready(None),
                 Poll::Pending => {
                     let idle = self.caller.buffer.is_empty();
-                    if idle && self.caller.leaving() {
-                        return Poll::Ready(None);
-                    }
                     let now = *now.get_or_insert_with(|| self.caller.worker.clock.now());
                     return self.poll_patience(idle, now, cx);
                 }
@@ -197,7 +201,11 @@ impl Session {
     ) -> Poll<Option<Result<Begun, Refused>>> {
         let until = if idle {
             self.head_since = None;
-            now + KEEP_ALIVE
+            if self.caller.leaving() {
+                *self.leaving_since.get_or_insert(now) + LAST_REQUEST
+            } else {
+                now + KEEP_ALIVE
+            }
         } else {
             *self.head_since.get_or_insert(now) + HEAD_TIMEOUT
         };

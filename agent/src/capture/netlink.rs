@@ -203,6 +203,12 @@ impl Socket {
         Ok(Socket { socket })
     }
 
+    /// The same socket for somebody else: what it owns lives until both are
+    /// closed.
+    pub(super) fn share(&self) -> io::Result<OwnedFd> {
+        self.socket.try_clone()
+    }
+
     /// Lets it send a whole change at once, whatever the system's limit.
     pub(super) fn widen(&self) -> io::Result<()> {
         sockopt::set_socket_send_buffer_size_force(&self.socket, LARGEST)?;

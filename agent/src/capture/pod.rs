@@ -4,6 +4,8 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
+use nix::libc;
+use nix::sys::socket::{setsockopt, sockopt};
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -61,6 +63,8 @@ pub(super) struct Pod {
     /// What of the listeners the proxy has been given.
     outbound_given: bool,
     inbound_given: bool,
+    /// Whether the proxy has its share of what open connections need.
+    lasting_given: bool,
 }
 
 impl Pod {
@@ -73,6 +77,7 @@ impl Pod {
             ipv6: false,
             outbound_given: false,
             inbound_given: false,
+            lasting_given: false,
         }
     }
 
@@ -121,6 +126,12 @@ impl Pod {
         } else if let Some(tables) = &mut self.tables {
             tables.change(&wanted, redirecting)?;
         }
+        if !self.lasting_given
+            && let Some(tables) = &self.tables
+        {
+            gifts.push((Given::Lasting, tables.lasting().map_err(PodError::Open)?));
+            self.lasting_given = true;
+        }
         self.outbound_given = true;
         self.inbound_given = !wanted.inbound.is_empty();
         self.wanted = wanted;
@@ -168,6 +179,7 @@ impl Pod {
         };
         let inbound = tables.inbound();
         tables.remove();
+        self.lasting_given = false;
         if inbound {
             let ipv6 = self.ipv6;
             // A namespace that cannot be entered any more keeps two rules that
@@ -180,6 +192,7 @@ impl Pod {
     pub(super) fn forget_proxy(&mut self) {
         self.outbound_given = false;
         self.inbound_given = false;
+        self.lasting_given = false;
     }
 
     /// Sockets in its namespace to connect with, known by their mark.
@@ -215,8 +228,8 @@ fn redirect(
             tables
         }
         None => {
-            let socket = nft::open().map_err(PodError::Open)?;
-            there.insert(Tables::make(socket, name, ipv6, wanted)?)
+            let open = || nft::open().map_err(PodError::Open);
+            there.insert(Tables::make([open()?, open()?], name, ipv6, wanted)?)
         }
     };
     if tables.inbound() {
@@ -295,9 +308,30 @@ fn listen(address: SocketAddr) -> Result<OwnedFd, PodError> {
         socket.set_reuse_port(true)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
+        prefer_second(&socket)?;
         Ok(socket.into())
     };
     listener().map_err(|error| PodError::Listen { address, error })
+}
+
+/// Where two listeners share a port, has every new connection come to the one
+/// that was there second: the first is of an instance that goes, and what comes
+/// between its last accept and its end would be reset. A listener that is alone has
+/// them all: a place that is not there counts as none said.
+fn prefer_second(listener: &Socket) -> io::Result<()> {
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    let mut program = [libc::sock_filter {
+        code: RETURN,
+        jt: 0,
+        jf: 0,
+        k: 1,
+    }];
+    let program = libc::sock_fprog {
+        len: 1,
+        filter: program.as_mut_ptr(),
+    };
+    setsockopt(listener, sockopt::AttachReusePortCbpf, &program)?;
+    Ok(())
 }
 
 pub(super) fn upstream(ipv6: bool, transparent: bool) -> Result<Socket, PodError> {

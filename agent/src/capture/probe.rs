@@ -125,10 +125,13 @@ fn reason(error: &io::Error) -> String {
 }
 
 fn rules() -> Result<(), String> {
-    let socket = nft::open().map_err(|error| match Errno::from_io_error(&error) {
-        Some(Errno::PROTONOSUPPORT) => "this kernel has no nftables".to_owned(),
-        _ => reason(&error),
-    })?;
+    let open = || {
+        nft::open().map_err(|error| match Errno::from_io_error(&error) {
+            Some(Errno::PROTONOSUPPORT) => "this kernel has no nftables".to_owned(),
+            _ => reason(&error),
+        })
+    };
+    let sockets = [open()?, open()?];
     let wanted = Wanted::new(
         [
             (Ipv4Addr::new(192, 0, 2, 1), 80).into(),
@@ -136,7 +139,7 @@ fn rules() -> Result<(), String> {
         ],
         vec![80],
     );
-    match Tables::make(socket, "weir_probe", true, &wanted) {
+    match Tables::make(sockets, "weir_probe", true, &wanted) {
         Ok(_) => Ok(()),
         Err(error) => Err(match error.error {
             Errno::PERM => "it needs the capability NET_ADMIN".to_owned(),

@@ -14,9 +14,14 @@
 //!
 //! A kernel translates addresses only while somebody has a chain for that. So
 //! to end capturing only the rules go at first, and what is open goes on; the
-//! table follows when the proxy has ended.
+//! table follows when the proxy has ended. And so that what is open outlives
+//! capture, what it needs (`open`, `mark`, `reply`) is in a second table whose
+//! socket the proxy holds too. Without a capability it can do nothing with
+//! that but close it.
 
+use std::io;
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV4};
+use std::os::fd::OwnedFd;
 
 use super::netlink::Socket;
 use super::nft::{
@@ -49,6 +54,7 @@ const TRANSLATED: u32 = 1 << 5;
 
 const DESTINATIONS: &str = "destinations";
 const PORTS: &str = "ports";
+const OPEN: &str = "open";
 const OUT: &str = "out";
 const PRE: &str = "pre";
 const MARK: &str = "mark";
@@ -97,17 +103,80 @@ pub(super) struct Tables {
     inbound: bool,
     redirecting: bool,
     now: Wanted,
+    lasting: Lasting,
+}
+
+/// What open connections need, in tables of its own. They go when this is
+/// dropped and the proxy has closed its share.
+struct Lasting {
+    socket: Socket,
+    name: String,
+    inbound: bool,
+}
+
+impl Lasting {
+    fn make(socket: Socket, name: &str, ipv6: bool) -> Result<Lasting, BatchError> {
+        // Those of a capture that ended may still be there.
+        let name = format!("{name}_open_{:08x}", fastrand::u32(..));
+        let mut batch = Batch::new(&name);
+        for family in Family::all(ipv6) {
+            batch.turn_to(family);
+            batch.table();
+            batch.chain(OPEN, Hook::Output, ChainType::Nat);
+        }
+        batch.commit(&socket)?;
+        Ok(Lasting {
+            socket,
+            name,
+            inbound: false,
+        })
+    }
+
+    /// Has replies to the proxy's inbound connections come back to it.
+    fn begin_inbound(&mut self, ipv6: bool) -> Result<(), BatchError> {
+        let mut batch = Batch::new(&self.name);
+        for family in Family::all(ipv6) {
+            batch.turn_to(family);
+            // What is ours and comes in was sent to the pod itself, over its loopback
+            // interface: marks do not come from elsewhere.
+            batch.chain(MARK, Hook::Prerouting, ChainType::FilterMangle);
+            batch.rule(
+                MARK,
+                &[
+                    E::Is(Field::Mark, &OURS.to_ne_bytes()),
+                    E::SetConnectionMark(REPLY),
+                ],
+            );
+            batch.chain(REPLIES, Hook::Output, ChainType::RouteMangle);
+            batch.rule(
+                REPLIES,
+                &[
+                    E::Is(Field::ConnectionMark, &REPLY.to_ne_bytes()),
+                    E::SetMark(REPLY),
+                ],
+            );
+        }
+        batch.commit(&self.socket)?;
+        self.inbound = true;
+        Ok(())
+    }
 }
 
 impl Tables {
-    /// Makes the tables in the network namespace that the thread is in.
+    /// Makes the tables in the network namespace that the thread is in, where
+    /// both sockets are too.
     pub(super) fn make(
-        socket: Socket,
+        [socket, lasting]: [Socket; 2],
         name: &str,
         ipv6: bool,
         wanted: &Wanted,
     ) -> Result<Tables, BatchError> {
+        let mut lasting = Lasting::make(lasting, name, ipv6)?;
+        if !wanted.inbound.is_empty() {
+            lasting.begin_inbound(ipv6)?;
+        }
         let mut tables = Tables {
+            lasting,
             socket,
             name: name.to_owned(),
             ipv6,
@@ -131,6 +200,9 @@ impl Tables {
     /// All of it changes at once, and what both the old and the new ask for is
     /// redirected at any moment. After an error all is as it was.
     pub(super) fn change(&mut self, wanted: &Wanted, redirecting: bool) -> Result<(), BatchError> {
+        if !wanted.inbound.is_empty() && !self.lasting.inbound {
+            self.lasting.begin_inbound(self.ipv6)?;
+        }
         let mut batch = Batch::new(&self.name);
         for family in Family::all(self.ipv6) {
             batch.turn_to(family);
@@ -144,14 +216,25 @@ impl Tables {
     /// Takes the tables away. Closing the socket does it as well, unless a
     /// process that has just been forked shares it for a moment.
     pub(super) fn remove(self) {
-        let mut batch = Batch::new(&self.name);
-        for family in Family::all(self.ipv6) {
-            batch.turn_to(family);
-            batch.remove_table();
+        let both = [
+            (&self.name, &self.socket),
+            (&self.lasting.name, &self.lasting.socket),
+        ];
+        for (name, socket) in both {
+            let mut batch = Batch::new(name);
+            for family in Family::all(self.ipv6) {
+                batch.turn_to(family);
+                batch.remove_table();
+            }
+            if let Err(error) = batch.commit(socket) {
+                tracing::warn!(%error, "tables are left to the kernel to remove");
+            }
         }
-        if let Err(error) = batch.commit(&self.socket) {
-            tracing::warn!(%error, "tables are left to the kernel to remove");
-        }
+    }
+
+    /// What keeps open connections open for as long as somebody has it.
+    pub(super) fn lasting(&self) -> io::Result<OwnedFd> {
+        self.lasting.socket.share()
     }
 
     pub(super) fn redirecting(&self) -> bool {
@@ -277,22 +360,8 @@ fn redirect_out(batch: &mut Batch<'_>) {
 const LOOPBACK6: [u8; 16] = Ipv6Addr::LOCALHOST.octets();
 
 fn begin_inbound(batch: &mut Batch<'_>) {
-    let ours = OURS.to_ne_bytes();
-    let reply = REPLY.to_ne_bytes();
     batch.set(PORTS, KeyType::Port);
     batch.chain(PRE, Hook::Prerouting, ChainType::Nat);
-    // What is ours and comes in was sent to the pod itself, over its loopback
-    // interface: marks do not come from elsewhere.
-    batch.chain(MARK, Hook::Prerouting, ChainType::FilterMangle);
-    batch.rule(
-        MARK,
-        &[E::Is(Field::Mark, &ours), E::SetConnectionMark(REPLY)],
-    );
-    batch.chain(REPLIES, Hook::Output, ChainType::RouteMangle);
-    batch.rule(
-        REPLIES,
-        &[E::Is(Field::ConnectionMark, &reply), E::SetMark(REPLY)],
-    );
 }
 
 fn redirect_in(batch: &mut Batch<'_>) {

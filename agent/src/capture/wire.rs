@@ -143,4 +143,6 @@ pub(crate) enum Given {
     /// Listens for what comes to the pod.
     Inbound4 = 3,
     Inbound6 = 4,
+    /// Open connections of the pod go on as long as capture or the proxy has this.
+    Lasting = 5,
 }

@@ -12,7 +12,7 @@ use weir_proto::v1alpha1 as proto;
 
 use super::link::{Answered, Link};
 use super::plan::{Plan, Plans};
-use super::pod::{Pod, Want};
+use super::pod::{Pod, Want, Wants};
 use super::{Capturing, Pods, Wanted};
 use crate::beat::Beats;
 use crate::capture::wire::{self, Given, ask};
@@ -62,7 +62,7 @@ pub(crate) struct Keeper {
 struct State {
     shared: Arc<Shared>,
     workers: Commands,
-    wants: mpsc::Sender<Want>,
+    wants: Wants,
     sampler: Arc<Sampler>,
     next_pod: u64,
     next_listener: u64,
@@ -96,7 +96,7 @@ impl Keeper {
             away: true,
         });
         let (coverage, coverage_rx) = watch::channel(proto::Coverage::default());
-        let (wants_tx, wants) = mpsc::channel(WANTS);
+        let (wants_tx, wants) = Wants::new(WANTS);
         let pods = Pods {
             existing: capturing.existing,
             wanted: Arc::new(wanted_tx),
@@ -156,6 +156,7 @@ impl Keeper {
             self.settled.send_modify(|settled| settled.away = true);
             // Who waits for a socket need not wait for the next capture.
             while self.wants.try_recv().is_ok() {}
+            self.state.wants.answered();
             tokio::time::sleep(AGAIN).await;
         }
     }
@@ -179,6 +180,7 @@ impl Keeper {
             }
         };
         let wants = &mut self.wants;
+        let answered = self.state.wants.clone();
         let making = async {
             let mut asked = FuturesUnordered::new();
             loop {
@@ -187,7 +189,7 @@ impl Keeper {
                         Some(want) => asked.push(make(link.clone(), want)),
                         None => return,
                     },
-                    Some(()) = asked.next() => {}
+                    Some(()) = asked.next() => answered.answered(),
                 }
             }
         };
@@ -347,6 +349,10 @@ impl State {
             let entrance = match given {
                 Given::Outbound4 | Given::Outbound6 => Entrance::Outbound(pod.clone()),
                 Given::Inbound4 | Given::Inbound6 => Entrance::Inbound(pod.clone()),
+                Given::Lasting => {
+                    pod.hold(fd);
+                    continue;
+                }
                 Given::Socket => continue,
             };
             let id = self.next_listener;

@@ -29,7 +29,7 @@ use weir_resilience::config::ExistingConnections;
 
 pub(crate) use self::keeper::{Keeper, Settled};
 pub(crate) use self::plan::{Plans, plans};
-pub(crate) use self::pod::{Kind, Pod};
+pub(crate) use self::pod::{Kind, NoSocket, Pod};
 use crate::worker::Target;
 
 /// How pods' connections are captured.

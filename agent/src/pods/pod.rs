@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -13,6 +13,38 @@ use weir_resilience::{Time, config};
 
 /// Sockets that are made at once where one is missing.
 const BATCH: u32 = 8;
+/// How long capture may take to make them. It does so within a
+/// millisecond; one that takes longer hangs, and callers are told so.
+const MAKING: Duration = Duration::from_secs(1);
+
+/// Why there is no socket to connect with: nothing that the destination could
+/// be blamed for.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NoSocket {
+    #[error("capture is away: no socket can be made in the pod")]
+    Away,
+    #[error("capture does not answer: no socket can be made in the pod")]
+    Silent,
+    #[error("no socket can be made in the pod: {0}")]
+    Refused(String),
+}
+
+impl NoSocket {
+    /// The same for people, where every reason is one of a few.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            NoSocket::Away => "capture, a process of Weir's on this node, is away",
+            NoSocket::Silent => "capture, a process of Weir's on this node, does not answer",
+            NoSocket::Refused(_) => "capture, a process of Weir's on this node, made no socket",
+        }
+    }
+}
+
+impl From<NoSocket> for io::Error {
+    fn from(reason: NoSocket) -> io::Error {
+        io::Error::other(reason)
+    }
+}
 
 /// A pod whose connections are captured. What is made again under the same name
 /// is another.
@@ -24,7 +56,9 @@ pub(crate) struct Pod {
     leaving: AtomicBool,
     /// By family and whether they may take a caller's address.
     stock: [Mutex<VecDeque<OwnedFd>>; 4],
-    wants: mpsc::Sender<Want>,
+    wants: Wants,
+    /// What keeps its open connections open though capture ends.
+    lasting: Mutex<Option<OwnedFd>>,
     /// The endpoints that it keeps, by the address it calls, and when they were
     /// used last. As many as there are Services with `sessionAffinity`.
     kept: Mutex<HashMap<SocketAddr, (SocketAddr, Time)>>,
@@ -53,14 +87,62 @@ pub(crate) struct Want {
     pub(crate) made: oneshot::Sender<Result<Vec<OwnedFd>, String>>,
 }
 
+/// Where sockets are asked for.
+#[derive(Clone)]
+pub(super) struct Wants {
+    asked: mpsc::Sender<Want>,
+    /// Capture owes an answer for longer than [`MAKING`]. Until it comes nobody
+    /// else waits for one.
+    silent: Arc<AtomicBool>,
+}
+
+impl Wants {
+    /// What is asked for comes out at the other end.
+    pub(super) fn new(most: usize) -> (Wants, mpsc::Receiver<Want>) {
+        let (asked, wants) = mpsc::channel(most);
+        let silent = Arc::new(AtomicBool::new(false));
+        (Wants { asked, silent }, wants)
+    }
+
+    /// Capture has answered, or is another.
+    pub(super) fn answered(&self) {
+        self.silent.store(false, Relaxed);
+    }
+
+    async fn make(&self, want: Want, made: Made) -> Result<Vec<OwnedFd>, NoSocket> {
+        if self.silent.load(Relaxed) {
+            return Err(NoSocket::Silent);
+        }
+        let answer = async {
+            let asked = self.asked.send(want).await;
+            asked.map_err(|_| NoSocket::Away)?;
+            made.await.map_err(|_| NoSocket::Away)
+        };
+        match tokio::time::timeout(MAKING, answer).await {
+            Ok(answer) => answer?.map_err(NoSocket::Refused),
+            Err(_) => {
+                if !self.silent.swap(true, Relaxed) {
+                    tracing::error!(
+                        "capture does not answer: calls that need a new connection to an endpoint fail until it does"
+                    );
+                }
+                Err(NoSocket::Silent)
+            }
+        }
+    }
+}
+
+type Made = oneshot::Receiver<Result<Vec<OwnedFd>, String>>;
+
 impl Pod {
-    pub(super) fn new(id: u64, config: config::Pod, wants: mpsc::Sender<Want>) -> Pod {
+    pub(super) fn new(id: u64, config: config::Pod, wants: Wants) -> Pod {
         Pod {
             id,
             config,
             leaving: AtomicBool::new(false),
             stock: Default::default(),
             wants,
+            lasting: Mutex::default(),
             kept: Mutex::default(),
         }
     }
@@ -76,9 +158,15 @@ impl Pod {
         self.leaving.store(true, Relaxed);
     }
 
+    /// Its open connections go on as long as this is not closed.
+    pub(super) fn hold(&self, lasting: OwnedFd) {
+        *lock(&self.lasting) = Some(lasting);
+    }
+
     /// It is gone: a socket at hand would only keep its network namespace alive.
     pub(super) fn forget(&self) {
         self.leave();
+        lock(&self.lasting).take();
         for stock in &self.stock {
             lock(stock).clear();
         }
@@ -98,14 +186,8 @@ impl Pod {
             count: if self.is_leaving() { 1 } else { BATCH },
             made,
         };
-        let gone = || io::Error::other("capture is away: no socket can be made in the pod");
-        self.wants.send(want).await.map_err(|_| gone())?;
-        let mut sockets = answer
-            .await
-            .map_err(|_| gone())?
-            .map_err(io::Error::other)?
-            .into_iter();
-        let first = sockets.next().ok_or_else(gone)?;
+        let mut sockets = self.wants.make(want, answer).await?.into_iter();
+        let first = sockets.next().ok_or(NoSocket::Away)?;
         if !self.is_leaving() {
             lock(stock).extend(sockets);
         }

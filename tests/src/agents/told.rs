@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyhow::Result;
 use prost::Message;
+use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
 use weir_proto::v1alpha1 as proto;
@@ -15,6 +16,9 @@ use weir_proto::v1alpha1::discovery_server::{Discovery, DiscoveryServer};
 use weir_proto::v1alpha1::reporting_server::{Reporting, ReportingServer};
 
 use crate::wait::eventually;
+
+/// Going away takes no longer than this.
+const END: Duration = Duration::from_secs(10);
 
 /// The kind and name of a resource.
 type Name = (i32, String);
@@ -37,7 +41,8 @@ struct State {
 pub struct Told {
     address: SocketAddr,
     shared: Shared,
-    server: Option<JoinHandle<()>>,
+    /// With every connection: they end with it.
+    server: Option<Runtime>,
 }
 
 #[derive(Clone)]
@@ -91,8 +96,9 @@ impl Told {
     /// Goes away: every stream ends, and nobody answers.
     pub async fn go_away(&mut self) {
         if let Some(server) = self.server.take() {
-            server.abort();
-            let _ = server.await;
+            // Waits until the last of them has ended.
+            let ended = tokio::task::spawn_blocking(|| server.shutdown_timeout(END));
+            let _ = ended.await;
         }
     }
 
@@ -101,10 +107,15 @@ impl Told {
     /// # Errors
     /// When the port was taken meanwhile.
     pub async fn come_back(&mut self) -> Result<()> {
-        let listener = tokio::net::TcpListener::bind(self.address).await?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()?;
+        let listener = tokio::net::TcpListener::bind(self.address);
+        let listener = runtime.spawn(listener).await??;
         self.address = listener.local_addr()?;
         let shared = self.shared.clone();
-        self.server = Some(tokio::spawn(async move {
+        runtime.spawn(async move {
             let served = tonic::transport::Server::builder()
                 .add_service(DiscoveryServer::new(shared.clone()))
                 .add_service(ReportingServer::new(shared))
@@ -112,7 +123,8 @@ impl Told {
             if let Err(error) = served.await {
                 println!("the control plane ended: {error}");
             }
-        }));
+        });
+        self.server = Some(runtime);
         Ok(())
     }
 
@@ -177,7 +189,7 @@ impl Told {
 impl Drop for Told {
     fn drop(&mut self) {
         if let Some(server) = self.server.take() {
-            server.abort();
+            server.shutdown_background();
         }
     }
 }

@@ -6,6 +6,8 @@
 //! the answer that the destination gave; it is not made again.
 
 mod h1;
+mod h2;
+mod talk;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,6 +22,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
+pub use self::talk::Echo;
 use crate::pods::Namespace;
 
 /// A call that takes longer is lost.
@@ -33,6 +36,16 @@ pub enum Way {
     /// HTTP/1.1, one call after the other over a connection that is kept, until
     /// it is ended from the other side.
     KeepAlive,
+    /// HTTP/2, one call after the other over a connection that is kept, until it
+    /// is ended from the other side.
+    Http2,
+    /// A talk with an [`Echo`] on one stream of HTTP/2, over a connection that is
+    /// kept.
+    Stream,
+    /// A talk with an [`Echo`] after an upgrade from HTTP/1.1.
+    Upgrade,
+    /// A talk with an [`Echo`] in no known protocol.
+    Tcp,
 }
 
 /// Callers of one kind.
@@ -85,6 +98,8 @@ pub struct Tally {
     pub reset_idle: u64,
     /// Connections that were made.
     pub connections: u64,
+    /// Connections of HTTP/2 whose other end said in good order that it goes away.
+    pub goodbyes: u64,
     /// The longest time in which no call of anybody was answered.
     pub gap: Duration,
 }
@@ -103,12 +118,13 @@ impl fmt::Display for Tally {
             lost,
             reset_idle,
             connections,
+            goodbyes,
             gap,
         } = self;
         let calls = answered + self.losses();
         write!(
             f,
-            "{calls} calls over {connections} connections, {} lost {lost:?}, {reset_idle} reset while idle, worst gap {gap:?}",
+            "{calls} calls over {connections} connections, {} lost {lost:?}, {reset_idle} reset while idle, {goodbyes} GOAWAY, worst gap {gap:?}",
             self.losses()
         )
     }
@@ -207,6 +223,10 @@ impl Books {
         self.lock().tally.connections += 1;
     }
 
+    fn goodbye(&self) {
+        self.lock().tally.goodbyes += 1;
+    }
+
     fn reset_while_idle(&self) {
         self.lock().tally.reset_idle += 1;
     }
@@ -242,10 +262,26 @@ async fn run(at: SocketAddr, callers: &[Callers], books: &Books, stopped: watch:
         for place in 0..*count {
             // Not all at the same moment.
             let first = Instant::now() + pause * place / *count;
-            let (books, stopped) = (books.clone(), stopped.clone());
-            let kept = *way == Way::KeepAlive;
-            let caller = h1::Caller::new(at, kept, books.clone());
-            all.spawn(keep_calling(caller, first, pause, books, stopped));
+            let stopped = stopped.clone();
+            let entries = books.clone();
+            let h1 = |keeps| h1::Caller::new(at, keeps, books.clone());
+            let h2 = || h2::Caller::new(at, books.clone());
+            let talker = |upgrades| talk::Talker::new(at, upgrades, books.clone());
+            match way {
+                Way::NewConnections => {
+                    all.spawn(keep_calling(h1(false), first, pause, entries, stopped))
+                }
+                Way::KeepAlive => all.spawn(keep_calling(h1(true), first, pause, entries, stopped)),
+                Way::Http2 => all.spawn(keep_calling(h2(), first, pause, entries, stopped)),
+                Way::Stream => {
+                    let talker = h2::Talker(h2());
+                    all.spawn(keep_calling(talker, first, pause, entries, stopped))
+                }
+                Way::Upgrade => {
+                    all.spawn(keep_calling(talker(true), first, pause, entries, stopped))
+                }
+                Way::Tcp => all.spawn(keep_calling(talker(false), first, pause, entries, stopped)),
+            };
         }
     }
     while let Some(ended) = all.join_next().await {

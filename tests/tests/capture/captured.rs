@@ -26,6 +26,16 @@ impl Guarded {
         proxy: KubeProxy,
         resources: impl FnOnce(&Shop) -> Vec<proto::Resource>,
     ) -> Result<Option<Guarded>> {
+        Guarded::with(&[], topology, proxy, resources).await
+    }
+
+    /// The same with more words for the agent's proxy.
+    pub(crate) async fn with(
+        words: &[&str],
+        topology: Topology,
+        proxy: KubeProxy,
+        resources: impl FnOnce(&Shop) -> Vec<proto::Resource>,
+    ) -> Result<Option<Guarded>> {
         let Some(shop) = Shop::open(topology, proxy)? else {
             return Ok(None);
         };
@@ -35,7 +45,9 @@ impl Guarded {
         }
         told.set_on(NODE, pod(&shop.caller));
         told.set_on(NODE, pod(&shop.near.pod));
-        let agent = Agent::start(Settings::new(shop.network.node(0), NODE, &told)).await?;
+        let mut settings = Settings::new(shop.network.node(0), NODE, &told);
+        settings.proxy = words.iter().map(|word| (*word).to_owned()).collect();
+        let agent = Agent::start(settings).await?;
         told.enforced(NODE).await;
         Ok(Some(Guarded { agent, told, shop }))
     }
@@ -63,9 +75,21 @@ pub(crate) fn service(
     endpoints: &[&Pod],
     policy: &proto::Policy,
 ) -> [proto::Resource; 2] {
+    service_at(&PORTS, name, service, headless, endpoints, policy)
+}
+
+/// The same with other ports: each with where it leads.
+pub(crate) fn service_at(
+    ports: &[(u16, u16)],
+    name: &str,
+    service: &Service,
+    headless: bool,
+    endpoints: &[&Pod],
+    policy: &proto::Policy,
+) -> [proto::Resource; 2] {
     let addresses = Family::BOTH.map(|family| service.addresses().ip(family).to_string());
-    let port = |(number, _): (u16, u16)| proto::Port {
-        number: number.into(),
+    let port = |(number, _): &(u16, u16)| proto::Port {
+        number: (*number).into(),
         name: format!("p{number}"),
         protocol: proto::Protocol::Detect.into(),
         policy: Some(policy.clone()),
@@ -74,7 +98,7 @@ pub(crate) fn service(
     let config = proto::ServiceConfig {
         namespace: "shop".to_owned(),
         name: name.to_owned(),
-        ports: PORTS.map(port).to_vec(),
+        ports: ports.iter().map(port).collect(),
         cluster_addresses: if headless {
             Vec::new()
         } else {
@@ -86,18 +110,18 @@ pub(crate) fn service(
         address: address.to_string(),
         ..proto::Endpoint::default()
     };
-    let of_port = |(number, target): (u16, u16)| proto::PortEndpoints {
-        port: number.into(),
+    let of_port = |(number, target): &(u16, u16)| proto::PortEndpoints {
+        port: (*number).into(),
         endpoints: endpoints
             .iter()
-            .flat_map(|pod| Family::BOTH.map(|family| pod.addresses().port(family, target)))
+            .flat_map(|pod| Family::BOTH.map(|family| pod.addresses().port(family, *target)))
             .map(endpoint)
             .collect(),
     };
     let endpoints = proto::Endpoints {
         namespace: "shop".to_owned(),
         name: name.to_owned(),
-        ports: PORTS.map(of_port).to_vec(),
+        ports: ports.iter().map(of_port).collect(),
     };
     let name = format!("shop/{name}");
     [

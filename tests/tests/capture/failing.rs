@@ -1,10 +1,13 @@
 //! What callers lose when a part of Weir fails while they call.
 
+use std::io::{Read as _, Write as _};
+use std::net::SocketAddr;
+
 use anyhow::{Result, ensure};
 use rustix::process::Signal;
 use weir_tests::eventually;
-use weir_tests::load::{Callers, Load, Tally, Way};
-use weir_tests::pods::{Family, KubeProxy, Topology};
+use weir_tests::load::{Callers, Load, Lost, Tally, Way};
+use weir_tests::pods::{Family, KubeProxy, Pod, Topology};
 
 use crate::captured::{Guarded, retries, service};
 use crate::shop::{PORTS, Shop};
@@ -99,18 +102,25 @@ async fn capture_that_is_killed_costs_the_calls_under_way_and_no_other() -> Resu
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn both_that_are_killed_cost_the_calls_under_way_and_no_other() -> Result<()> {
+async fn both_that_are_killed_cost_what_comes_until_the_kernel_has_ended_them() -> Result<()> {
     let Some((mut guarded, load)) = busy().await? else {
         return Ok(());
     };
     guarded.agent.capture.signal(Signal::KILL)?;
     guarded.agent.proxy.signal(Signal::KILL)?;
     load.goes_on(SOME).await;
+    let refused = |tally: &Tally| tally.lost.get(&Lost::Refused).copied().unwrap_or(0);
+    let at_once = refused(&load.tally());
     guarded.agent.restart_capture()?;
     guarded.agent.restart_proxy()?;
     guarded.agent.ready().await;
     captures_again(&guarded).await?;
-    check("both were killed", &load.end()?, 1)
+    // Nobody listens any more, and the kernel is still about to take the rules away.
+    let tally = load.end()?;
+    println!("both were killed: {tally}");
+    ensure!(refused(&tally) == at_once, "{tally}");
+    ensure!(tally.losses() - at_once <= CALLERS, "{tally}");
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -123,4 +133,46 @@ async fn a_proxy_that_stands_still_is_gone_round_until_it_moves_again() -> Resul
     guarded.agent.proxy.signal(Signal::CONT)?;
     captures_again(&guarded).await?;
     check("the proxy stood still", &load.end()?, 1)
+}
+
+/// The whole answer to one request, whatever it says.
+fn answer(pod: &Pod, at: SocketAddr) -> Result<String> {
+    let mut io = pod.inside().connect(at)??;
+    io.write_all(b"GET / HTTP/1.1\r\nhost: weir.test\r\nconnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    io.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_capture_stands_still_calls_go_on_and_what_cannot_is_told_why() -> Result<()> {
+    let Some((guarded, load)) = busy().await? else {
+        return Ok(());
+    };
+    let Guarded { agent, shop, .. } = &guarded;
+    // Nobody has called so yet: there is no connection, and no socket for one.
+    let at = shop.services.far.addresses().port(Family::V6, PORTS[0].0);
+    agent.capture.signal(Signal::STOP)?;
+    captures_again(&guarded).await?;
+    let told = answer(&shop.caller, at)?;
+    ensure!(
+        told.starts_with("HTTP/1.1 502")
+            && told.contains("capture")
+            && told.contains("does not answer"),
+        "{told}"
+    );
+    captures_again(&guarded).await?;
+    agent.capture.signal(Signal::CONT)?;
+    eventually("calls that reach their endpoint", || async {
+        match answer(&shop.caller, at) {
+            Ok(told) if told.starts_with("HTTP/1.1 200") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    let tally = load.end()?;
+    println!("capture stood still: {tally}");
+    let told = |lost: &Lost| *lost == Lost::Answer(502);
+    ensure!(tally.lost.keys().all(told), "{tally}");
+    Ok(())
 }

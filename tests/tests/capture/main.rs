@@ -1,9 +1,12 @@
 //! Connections of pods, in clusters made of network namespaces.
 //!
 //! [`plain`] is how they are without Weir: what it must leave as it was.
-//! [`captured`] is how they are with it, [`failing`] when it fails.
+//! [`captured`] is how they are with it, [`failing`] when it fails,
+//! [`stale`] when what it knows is old, [`upgrade`] when it is replaced.
 
 mod captured;
 mod failing;
 mod plain;
 mod shop;
+mod stale;
+mod upgrade;

@@ -299,3 +299,49 @@ fn what_is_open_and_silent_goes_on_when_capture_was_killed_and_is_back() {
         talk(other, one);
     }
 }
+
+#[test]
+fn what_is_open_goes_on_when_capture_was_killed_as_long_as_the_proxy_has_its_share() {
+    if is_child() {
+        return;
+    }
+    let Some(ground) = Ground::make() else { return };
+    let test = "capture::tests::failing::\
+                what_is_open_goes_on_when_capture_was_killed_as_long_as_the_proxy_has_its_share";
+    let (capture, mut proxy) = child(&ground, test);
+    proxy.keeps_open = true;
+    let service = at(SERVICE[0], 80);
+    let called = at(POD[0], 8080);
+    let mut told = proxy.capture(pod_with(&[service], &[8080])).unwrap();
+    let (out, into) = (
+        told.listener(Given::Outbound4),
+        told.listener(Given::Inbound4),
+    );
+    let application = ground.pod.connect(service).unwrap();
+    let (sent, _) = out.accept();
+    let server = ground.pod.listen(called);
+    let caller = ground.node.connect(called).unwrap();
+    let (received, from) = into.accept();
+    let socket = proxy.socket(false, true);
+    socket.bind(&at(&from.ip().to_string(), 0).into()).unwrap();
+    socket.connect(&called.into()).unwrap();
+    let (served, _) = server.accept();
+    let socket = socket.into();
+
+    drop(capture);
+    eventually("no redirection", || {
+        (!ground.pod.rules().contains("redirect")).then_some(())
+    });
+    for (one, other) in [
+        (&application, &sent),
+        (&caller, &received),
+        (&socket, &served),
+    ] {
+        talk(one, other);
+        talk(other, one);
+    }
+    drop(told);
+    eventually("nothing of ours is left", || {
+        ground.pod.rules().is_empty().then_some(())
+    });
+}

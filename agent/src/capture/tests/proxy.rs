@@ -22,6 +22,8 @@ use crate::capture::wire::{
 pub(super) struct Proxy {
     socket: OwnedFd,
     number: u64,
+    /// Takes [`Given::Lasting`] too. It is closed at once otherwise.
+    pub(super) keeps_open: bool,
 }
 
 /// What is captured in the tests, as a rule: the service's port 80.
@@ -44,7 +46,11 @@ impl Proxy {
             connect(&socket, &path).ok().map(|()| socket)
         });
         set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE)).unwrap();
-        Proxy { socket, number: 0 }
+        Proxy {
+            socket,
+            number: 0,
+            keeps_open: false,
+        }
     }
 
     /// False: capture has closed.
@@ -101,7 +107,11 @@ impl Proxy {
         assert_eq!(given.len(), sockets.len());
         Ok(Told {
             existing: answer.existing,
-            given: given.into_iter().zip(sockets).collect(),
+            given: given
+                .into_iter()
+                .zip(sockets)
+                .filter(|(given, _)| self.keeps_open || *given != Given::Lasting)
+                .collect(),
         })
     }
 

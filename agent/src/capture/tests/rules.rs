@@ -33,6 +33,16 @@ type nat hook prerouting priority dstnat; policy accept;
 meta mark 0x00003057 return
 tcp flags syn / fin,syn,rst,ack tcp dport @ports counter packets 0 bytes 0 redirect to :15086
 }
+}
+";
+
+/// What open connections need. The `N` at the end of its name is chance.
+const LASTING: &str = "\
+table ip weir_test_open_N {
+flags owner
+chain open {
+type nat hook output priority -100; policy accept;
+}
 chain mark {
 type filter hook prerouting priority mangle; policy accept;
 meta mark 0x00003057 ct mark set 0x00003052
@@ -57,7 +67,10 @@ fn the_rules_are_these() {
         .lines()
         .map(|line| line.split('#').next().unwrap_or_default().trim())
         .filter(|line| !line.is_empty())
-        .map(|line| format!("{line}\n"))
+        .map(|line| match line.split_once("_open_") {
+            Some((table, _)) => format!("{table}_open_N {{\n"),
+            None => format!("{line}\n"),
+        })
         .collect();
     let ipv6 = RULES
         .replace("table ip ", "table ip6 ")
@@ -65,5 +78,6 @@ fn the_rules_are_these() {
         .replace("10.91.0.80", "fd91::80")
         .replace("127.0.0.0/8", "::1")
         .replace("ip daddr", "ip6 daddr");
-    assert_eq!(rules, format!("{RULES}{ipv6}"));
+    let lasting = LASTING.replace("table ip ", "table ip6 ");
+    assert_eq!(rules, format!("{LASTING}{lasting}{RULES}{ipv6}"));
 }

@@ -11,12 +11,12 @@ const NODE_FULL: usize = 110;
 const PODS: usize = 200;
 
 #[test]
-fn a_pod_costs_two_descriptors_and_gives_them_back() {
+fn a_pod_costs_three_descriptors_and_gives_them_back() {
     if is_child() {
         return;
     }
     let Some(ground) = Ground::make() else { return };
-    let test = "capture::tests::weight::a_pod_costs_two_descriptors_and_gives_them_back";
+    let test = "capture::tests::weight::a_pod_costs_three_descriptors_and_gives_them_back";
     let (capture, mut proxy) = child(&ground, test);
     let services: Vec<_> = (1..=40)
         .map(|n| at(&format!("10.96.0.{n}"), 80))
@@ -40,7 +40,7 @@ fn a_pod_costs_two_descriptors_and_gives_them_back() {
         assert_eq!(told.given().len(), 4);
         if n + 1 == NODE_FULL {
             println!("{NODE_FULL} pods: {}", memory(&capture));
-            has(&capture, before + 2 * NODE_FULL);
+            has(&capture, before + 3 * NODE_FULL);
         }
     }
     times.sort_unstable();
