@@ -245,7 +245,7 @@ impl Snapshot {
         };
         let port = Port {
             number: address.port(),
-            protocol: config::Protocol::Detect,
+            protocol: config::Protocol::Tcp,
             listen: None,
             rules: RuleSet::default(),
             endpoints: vec![endpoint],

@@ -29,7 +29,7 @@ use tempfile::TempDir;
 use crate::programs;
 
 pub use addresses::{Addresses, Family};
-pub use namespace::Namespace;
+pub use namespace::{Namespace, Running};
 pub use node::{Node, Pod, end};
 pub use policies::{Counter, Hook, Policy};
 use services::Services;

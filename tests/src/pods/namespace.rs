@@ -108,6 +108,10 @@ impl Namespace {
     /// # Errors
     /// When there is no such program, and when it fails: with what it wrote.
     pub fn run(&self, program: &str, arguments: &[&str], input: &str) -> Result<String> {
+        self.start(program, arguments, input)?.answer()
+    }
+
+    fn start(&self, program: &str, arguments: &[&str], input: &str) -> Result<Running> {
         let mut command = Command::new(program);
         command
             .args(arguments)
@@ -119,16 +123,10 @@ impl Namespace {
             // A program that fails early does not read all of it.
             let _ = io::Write::write_all(&mut stdin, input.as_bytes());
         }
-        let Output {
-            status,
-            stdout,
-            stderr,
-        } = child.wait_with_output()?;
-        if !status.success() {
-            let why = String::from_utf8_lossy(&stderr);
-            bail!("{program} {}: {status}: {why}{input}", arguments.join(" "));
-        }
-        Ok(String::from_utf8(stdout)?)
+        Ok(Running {
+            child,
+            what: format!("{program} {}\n{input}", arguments.join(" ")),
+        })
     }
 
     /// Lines for `ip`, such as `addr add 10.0.0.1/32 dev eth0`.
@@ -152,11 +150,44 @@ impl Namespace {
     /// # Errors
     /// When there is no answer, or one of 400 or above.
     pub fn curl(&self, url: &str) -> Result<String> {
+        self.start_curl(url)?.answer()
+    }
+
+    /// The same, without waiting for the answer.
+    ///
+    /// # Errors
+    /// When there is no curl.
+    pub fn start_curl(&self, url: &str) -> Result<Running> {
         let quiet = ["--silent", "--show-error", "--fail", "--noproxy", "*"];
         let patience = ["--max-time", "20"];
         let curl = std::env::var("WEIR_CURL");
         let curl = curl.as_deref().unwrap_or("curl");
-        self.run(curl, &[&quiet[..], &patience, &[url]].concat(), "")
+        self.start(curl, &[&quiet[..], &patience, &[url]].concat(), "")
+    }
+}
+
+/// A program that runs in a namespace.
+pub struct Running {
+    child: Child,
+    what: String,
+}
+
+impl Running {
+    /// Waits for its end. Its standard output.
+    ///
+    /// # Errors
+    /// When it fails: with what it wrote.
+    pub fn answer(self) -> Result<String> {
+        let Output {
+            status,
+            stdout,
+            stderr,
+        } = self.child.wait_with_output()?;
+        if !status.success() {
+            let why = String::from_utf8_lossy(&stderr);
+            bail!("{}: {status}: {why}", self.what.trim());
+        }
+        Ok(String::from_utf8(stdout)?)
     }
 }
 

@@ -5,9 +5,10 @@ use std::net::SocketAddr;
 use anyhow::{Context as _, Result, ensure};
 use weir_proto::v1alpha1 as proto;
 use weir_tests::agents::{Agent, Settings, Told, resource};
-use weir_tests::pods::{Family, KubeProxy, Pod, Service, Topology};
+use weir_tests::eventually;
+use weir_tests::pods::{Family, Hook, KubeProxy, Pod, Service, Topology};
 
-use crate::shop::{PORTS, Shop, cases};
+use crate::shop::{PORTS, Shop, ask, cases};
 
 /// The node whose pods are captured.
 pub(crate) const NODE: &str = "n1";
@@ -191,6 +192,129 @@ async fn captured_calls_reach_what_they_reached_before_under_the_pods_own_addres
             }
             let met = answered(&guarded.agent).await?;
             ensure!(met == calls, "{topology:?}: {met} of {calls} met the agent");
+        }
+    }
+    Ok(())
+}
+
+/// At most one request at a time at each endpoint.
+fn one_at_a_time() -> proto::Policy {
+    proto::Policy {
+        load_shedding: Some(proto::LoadShedding {
+            key: "shedding".to_owned(),
+            max_concurrency: 1,
+            ..proto::LoadShedding::default()
+        }),
+        ..proto::Policy::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_is_not_given_more_than_its_policy_says_and_sees_who_calls() -> Result<()> {
+    for topology in Topology::ALL {
+        for proxy in KubeProxy::BOTH {
+            let limited = |shop: &Shop| {
+                let near = [&shop.near.pod];
+                service("near", &shop.services.near, false, &near, &one_at_a_time()).to_vec()
+            };
+            let Some(guarded) = Guarded::open(topology, proxy, limited).await? else {
+                return Ok(());
+            };
+            let Guarded { agent, shop, .. } = &guarded;
+            let place = || format!("{topology:?}, {proxy:?}: {}", agent.proxy.log());
+            // Nothing is to be done for callers: they reach what they reached before.
+            for case in cases(topology) {
+                shop.check(&case).with_context(place)?;
+            }
+            for family in Family::BOTH {
+                let at = shop.near.pod.addresses().port(family, PORTS[0].1);
+                let url = format!("http://{at}/held");
+                let before = shop.near.requests();
+                // From the other node, and from this one.
+                let first = shop.far.pod.inside().start_curl(&url)?;
+                eventually("a request at the pod", async || {
+                    let now = shop.near.requests();
+                    ensure!(now > before, "{now}");
+                    Ok::<_, anyhow::Error>(())
+                })
+                .await;
+                let second = shop.caller.inside().curl(&url);
+                let refused = second.expect_err("the second").to_string();
+                ensure!(refused.contains("503"), "{refused}; {}", place());
+                shop.near.held.add_permits(1);
+                let answer = first.answer()?;
+                let far = shop.far.pod.addresses().ip(family);
+                ensure!(answer.ends_with(&format!(" {far}")), "{answer}");
+                // Its place is free again.
+                ask(&shop.caller, at).with_context(place)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_without_a_policy_never_meets_the_agent() -> Result<()> {
+    let Some(guarded) = Guarded::open(Topology::Routed, KubeProxy::Nftables, all).await? else {
+        return Ok(());
+    };
+    let Guarded { agent, told, shop } = &guarded;
+    let (port, _) = PORTS[0];
+    for family in Family::BOTH {
+        let near = shop.services.near.addresses().port(family, port);
+        let far = shop.services.far.addresses().port(family, port);
+        let connections = async || agent.metric("weir_upstream_connections_total", "").await;
+        ask(&shop.caller, far)?;
+        let before = connections().await?;
+        ensure!(before > 0, "the policy's service meets it");
+
+        // Its policy goes: what was captured is no longer.
+        let [config, endpoints] = service(
+            "far",
+            &shop.services.far,
+            false,
+            &[&shop.far.pod],
+            &retries(),
+        );
+        told.remove("", proto::ResourceKind::Service, &config.name);
+        told.remove("", proto::ResourceKind::Endpoints, &endpoints.name);
+        told.enforced(NODE).await;
+        let seen = shop.caller.inside().count(Hook::Input, "tcp dport 15081")?;
+        let answer = ask(&shop.caller, far)?;
+        ensure!(answer.starts_with("far "), "{answer}");
+        ensure!(seen.packets()? == 0, "nothing comes to the agent's port");
+        ensure!(connections().await? == before);
+        // The other service's does.
+        ask(&shop.caller, near)?;
+        ensure!(seen.packets()? > 0);
+
+        told.set(config);
+        told.set(endpoints);
+        told.enforced(NODE).await;
+        let before = connections().await?;
+        ask(&shop.caller, far)?;
+        ensure!(connections().await? > before);
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_network_policy_holds_for_what_the_agent_does_in_a_pods_place() -> Result<()> {
+    for topology in Topology::ALL {
+        let Some(guarded) = Guarded::open(topology, KubeProxy::Nftables, all).await? else {
+            return Ok(());
+        };
+        let shop = &guarded.shop;
+        let [(port, target), (other_port, _)] = PORTS;
+        for family in Family::BOTH {
+            let allowed = shop.far.pod.addresses().port(family, target);
+            let policy = shop.caller.allow_only_egress(&[allowed])?;
+            let service = shop.services.far.addresses();
+            ask(&shop.caller, service.port(family, port))?;
+            ensure!(policy.refused()? == 0);
+            let refused = ask(&shop.caller, service.port(family, other_port));
+            ensure!(refused.is_err(), "{topology:?}: {refused:?}");
+            ensure!(policy.refused()? > 0, "{topology:?}: not by the policy");
         }
     }
     Ok(())

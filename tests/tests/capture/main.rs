@@ -4,6 +4,8 @@
 //! [`captured`] is how they are with it, [`failing`] when it fails,
 //! [`stale`] when what it knows is old, [`upgrade`] when it is replaced.
 
+#![allow(clippy::print_stdout)] // tests print what they measured
+
 mod captured;
 mod failing;
 mod plain;

@@ -2,8 +2,10 @@
 
 use std::fmt;
 use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use weir_tests::pods::{Family, KubeProxy, Network, Pod, Service, Topology};
 use weir_tests::{Backend, Reply};
 
@@ -29,27 +31,40 @@ pub(crate) struct Services {
 /// A pod with a server at each target port, which says who it is and who calls.
 pub(crate) struct Endpoint {
     pub(crate) pod: Pod,
-    _servers: Vec<Backend>,
+    /// Answers that are held until there is one of these: those at `/held`.
+    pub(crate) held: Arc<Semaphore>,
+    servers: Vec<Backend>,
 }
 
 impl Endpoint {
     fn start(pod: Pod) -> Result<Endpoint> {
+        let held = Arc::new(Semaphore::new(0));
         let server = |(_, target): (u16, u16)| {
             let listener = pod
                 .inside()
                 .listen((Ipv6Addr::UNSPECIFIED, target).into())?;
             let name = pod.name().to_owned();
+            let held = held.clone();
             Ok(Backend::at(listener, move |seen| {
                 let peer = seen.peer.ip().to_canonical();
                 let text = format!("{name} {target} {peer}");
-                async move { Reply::text(200, &text) }
+                let held = (seen.target == "/held").then(|| held.clone());
+                async move {
+                    if let Some(held) = held {
+                        // Never closed.
+                        let _ = held.acquire().await.map(SemaphorePermit::forget);
+                    }
+                    Reply::text(200, &text)
+                }
             }))
         };
         let servers = PORTS.into_iter().map(server).collect::<Result<_>>()?;
-        Ok(Endpoint {
-            pod,
-            _servers: servers,
-        })
+        Ok(Endpoint { pod, held, servers })
+    }
+
+    /// Requests that its server has been given.
+    pub(crate) fn requests(&self) -> u64 {
+        self.servers.iter().map(Backend::requests).sum()
     }
 }
 

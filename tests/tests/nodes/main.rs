@@ -5,6 +5,7 @@
 mod ends;
 mod image;
 mod traffic;
+mod walk;
 
 use anyhow::{Result, bail};
 use tokio::sync::OnceCell;
