@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -64,7 +64,10 @@ impl Capturing {
                         nonce: response.nonce,
                         rejections: Vec::new(),
                     };
-                    listening.lock().unwrap().take(response)?;
+                    listening
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .take(response)?;
                     say(&mut stream, discover_request::Message::Ack(ack))?;
                 }
                 anyhow::Ok(())
@@ -77,7 +80,7 @@ impl Capturing {
     /// Waits until it was told of these pods, and no others.
     async fn has(&self, pods: &[&str]) {
         eventually(&format!("the pods to be {pods:?}"), async || {
-            let told = self.told.lock().unwrap();
+            let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
             let names: Vec<&str> = told.pods.keys().map(String::as_str).collect();
             if names == pods {
                 Ok(())
@@ -264,7 +267,7 @@ async fn agents_that_capture_are_told_of_their_own_pods_and_it_is_said_what_is_c
     on_a.has(&["shop/payments-a"]).await;
     on_b.has(&["shop/payments-b"]).await;
     {
-        let told = on_a.told.lock().unwrap();
+        let told = on_a.told.lock().unwrap_or_else(PoisonError::into_inner);
         let pod = &told.pods["shop/payments-a"];
         ensure!(pod.addresses == [a.to_string()], "{pod:?}");
         ensure!(pod.service_account == "default", "{pod:?}");

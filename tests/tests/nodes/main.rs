@@ -1,6 +1,7 @@
 //! Tests on a cluster with real nodes: that it is one.
 
 #![allow(clippy::unwrap_used)] // in functions that tests share
+#![allow(clippy::print_stdout)] // the walk-through shows what a reader sees
 
 mod ends;
 mod image;
