@@ -123,6 +123,12 @@ impl Lasting {
             batch.turn_to(family);
             batch.table();
             batch.chain(OPEN, Hook::Output, ChainType::Nat);
+            // Without a rule that asks for it, a kernel does not track, and what
+            // it does not track it does not translate.
+            batch.rule(
+                OPEN,
+                &[E::HasSome(Field::ConnectionStatus, TRANSLATED), E::Accept],
+            );
         }
         batch.commit(&socket)?;
         Ok(Lasting {

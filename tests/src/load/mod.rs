@@ -187,6 +187,7 @@ impl Load {
     /// # Errors
     /// When a caller panicked.
     pub fn end(mut self) -> Result<Tally> {
+        self.books.lock().ending = true;
         self.stop = None;
         if let Some(thread) = self.thread.take() {
             thread.join().ok().context("a caller panicked")?;
@@ -212,6 +213,8 @@ struct Books(Arc<Mutex<Entries>>);
 struct Entries {
     tally: Tally,
     last_answer: Option<Instant>,
+    /// Callers stop: that nobody is answered is no gap any more.
+    ending: bool,
 }
 
 impl Books {
@@ -238,7 +241,9 @@ impl Books {
                 let now = Instant::now();
                 let last = entries.last_answer.replace(now);
                 let gap = last.map_or(Duration::ZERO, |last| now - last);
-                entries.tally.gap = entries.tally.gap.max(gap);
+                if !entries.ending {
+                    entries.tally.gap = entries.tally.gap.max(gap);
+                }
                 entries.tally.answered += 1;
             }
             Err(lost) => *entries.tally.lost.entry(lost).or_default() += 1,

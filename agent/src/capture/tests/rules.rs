@@ -42,6 +42,7 @@ table ip weir_test_open_N {
 flags owner
 chain open {
 type nat hook output priority -100; policy accept;
+ct status dnat accept
 }
 chain mark {
 type filter hook prerouting priority mangle; policy accept;
