@@ -26,7 +26,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "DIR", default_value = "/var/run/netns")]
     namespaces: Vec<PathBuf>,
     /// A name that no other capture on this node has: its tables of rules are
-    /// called weir_<NAME>.
+    /// called `weir_` and this.
     #[arg(long, value_name = "NAME")]
     instance: String,
     /// The number of the user that the proxy runs as [default: whoever can

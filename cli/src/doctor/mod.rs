@@ -1,6 +1,6 @@
 //! `weir doctor`: what capture would do on a node, and what is in its way.
 //!
-//! Every check is a function from a [`Host`](host::Host)'s files to findings.
+//! Every check is a function from a [`Host`]'s files to findings.
 //! What files cannot tell is tried.
 
 use std::io::{self, Write as _};
