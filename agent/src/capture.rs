@@ -4,7 +4,7 @@
 //! It holds the capabilities that this needs, and reads nothing that comes from
 //! the network: it enters pods' network namespaces, owns nftables' tables there
 //! and makes sockets there, which it hands to the proxy over a Unix socket
-//! ([`wire`]). The proxy has no capability and is the only one to read what
+//! (`wire`). The proxy has no capability and is the only one to read what
 //! callers send.
 //!
 //! It fails open. When the proxy ends, hangs or drains, nothing is redirected
@@ -12,9 +12,9 @@
 //! they are owned by its sockets. It keeps no listener: when the proxy is dead
 //! nobody waits in a queue that is never served.
 //!
-//! [`server`] hears the proxy ([`peer`]), [`pods`] knows what was asked for, a [`pod`] is
-//! one namespace ([`namespaces`]) with its [`rules`] and [`routing`], written
-//! for the kernel by [`nft`] and [`netlink`]. [`connections`] are those that
+//! `server` hears the proxy (`peer`), `pods` knows what was asked for, a `pod` is
+//! one namespace (`namespaces`) with its `rules` and `routing`, written
+//! for the kernel by `nft` and `netlink`. `connections` are those that
 //! were open before.
 
 use std::io;
