@@ -20,6 +20,7 @@ use crate::configuration::{Configuration, Listening};
 use crate::connection;
 use crate::control::{ControlPlane, ControlPlaneAddress};
 use crate::discovery::{self, Progress};
+use crate::handover::{self, Handover};
 use crate::load;
 use crate::pods::{Capturing, Keeper, Pods};
 use crate::probes::Node;
@@ -53,6 +54,10 @@ pub struct Config {
     pub admin: Option<SocketAddr>,
     /// Where the last good configuration is kept.
     pub state_dir: Option<PathBuf>,
+    /// Where the agents of this node hand over what breakers know: a directory that
+    /// all of them see ([`prepare_handover`](crate::prepare_handover)). It need not
+    /// be there yet.
+    pub handover: Option<PathBuf>,
     /// How the connections of this node's pods are captured, if they are.
     pub capture: Option<Capturing>,
     /// How long what is known of endpoints is believed without a control plane.
@@ -108,6 +113,10 @@ pub struct Agent {
     progress: watch::Receiver<Progress>,
     draining: watch::Sender<bool>,
     pods: Option<Pods>,
+    registry: Arc<Registry>,
+    clock: Clock,
+    handover: Option<Arc<Handover>>,
+    memories: Option<handover::File>,
 }
 
 impl Agent {
@@ -133,6 +142,23 @@ impl Agent {
                 source,
             })?),
         };
+        let memories = config
+            .state_dir
+            .as_deref()
+            .map(handover::File::in_directory);
+        match memories.as_ref().map(handover::File::load).transpose() {
+            Ok(known) => registry.remember(known.unwrap_or_default(), clock.moment()),
+            Err(error) => {
+                tracing::error!(%error, "what breakers knew cannot be read; starting without");
+            }
+        }
+        let mut tasks = Vec::new();
+        let handover = config
+            .handover
+            .map(|directory| Arc::new(Handover::new(directory, registry.clone(), clock)));
+        if let Some(handover) = &handover {
+            tasks.extend(handover.ask().await);
+        }
         let worker::Started {
             commands,
             threads,
@@ -187,7 +213,6 @@ impl Agent {
         });
         let (draining, draining_rx) = watch::channel(false);
         let transitions = Arc::new(Transitions::default());
-        let mut tasks = Vec::new();
         let admin = match config.admin {
             None => None,
             Some(address) => {
@@ -213,6 +238,15 @@ impl Agent {
                 Some(actual)
             }
         };
+        let serving = handover
+            .clone()
+            .map(|handover| tokio::spawn(handover.serve()));
+        tasks.extend(serving);
+        let following = memories.clone().map(|memories| {
+            let registry = registry.clone();
+            tokio::spawn(memories.follow(registry, clock))
+        });
+        tasks.extend(following);
         tasks.extend(keeper.map(|keeper| tokio::spawn(keeper.run())));
         tasks.push(tokio::spawn(age(
             progress.clone(),
@@ -241,11 +275,12 @@ impl Agent {
             let tell = |now| load::tell(&sheds.snapshot.load(), now);
             sampler.run(|| clock.now(), tell).await;
         }));
+        let swept = registry.clone();
         tasks.push(tokio::spawn(async move {
             let mut sweep = tokio::time::interval(SWEEP);
             loop {
                 sweep.tick().await;
-                registry.sweep();
+                swept.sweep(clock.now());
             }
         }));
         Ok(Agent {
@@ -261,6 +296,10 @@ impl Agent {
             progress,
             draining,
             pods,
+            registry,
+            clock,
+            handover,
+            memories,
         })
     }
 
@@ -291,6 +330,9 @@ impl Agent {
     pub async fn shutdown(mut self) {
         self.draining.send_replace(true);
         let end = tokio::time::Instant::now() + self.drain_timeout;
+        if let Some(handover) = &self.handover {
+            handover.farewell().await;
+        }
         if let Some(pods) = &self.pods {
             // From here on nobody is sent to this agent any more.
             let _ = tokio::time::timeout_at(end, pods.retreat()).await;
@@ -316,6 +358,9 @@ impl Agent {
             );
         }
         self.end();
+        if let Some(memories) = &self.memories {
+            memories.save(&self.registry, self.clock);
+        }
         let threads = std::mem::take(&mut self.threads);
         let joined =
             tokio::task::spawn_blocking(move || threads.into_iter().try_for_each(|t| t.join()));

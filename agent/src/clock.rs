@@ -6,6 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::Instant;
 use weir_resilience::Time;
 
+use crate::registry::Moment;
+
 /// Tells both times. Copies agree with each other.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock {
@@ -39,6 +41,14 @@ impl Clock {
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
         i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+    }
+
+    /// Both times of this moment.
+    pub(crate) fn moment(&self) -> Moment {
+        Moment {
+            now: self.now(),
+            unix_ms: self.unix_ms(),
+        }
     }
 
     /// Milliseconds since the Unix epoch at `at`, by today's wall clock.

@@ -15,7 +15,7 @@ use crate::clock::Clock;
 use crate::features;
 use crate::listeners::{Listeners, Prepared};
 use crate::pods::{Pods, plans};
-use crate::registry::{Moment, Registry};
+use crate::registry::Registry;
 use crate::snapshot::{Consumer, Here, Service, Snapshot};
 use crate::worker::{Command, Commands, Shared, Target};
 
@@ -276,10 +276,7 @@ impl Configuration {
 
     /// Builds what changed, publishes the whole, and moves the listeners.
     fn publish(&mut self, changed: &[String], prepared: Prepared) {
-        let moment = Moment {
-            now: self.clock.now(),
-            unix_ms: self.clock.unix_ms(),
-        };
+        let moment = self.clock.moment();
         for name in changed {
             match self.services.get(name) {
                 Some(service) => {

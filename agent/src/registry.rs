@@ -2,15 +2,16 @@
 //! machine again as long as the key is the same; machines that no policy asks
 //! for any more are swept away.
 
-use std::hash::Hash;
+use std::collections::HashMap;
+use std::hash::{BuildHasher as _, Hash, RandomState};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use dashmap::{DashMap, Entry};
 use weir_resilience::Time;
 use weir_resilience::balance::Load;
-use weir_resilience::breaker::Breaker;
+use weir_resilience::breaker::{Breaker, Memory};
 use weir_resilience::budget::Budget;
 use weir_resilience::bulkhead::Bulkhead;
 use weir_resilience::config;
@@ -27,6 +28,22 @@ pub(crate) struct Moment {
     pub(crate) unix_ms: i64,
 }
 
+/// What is known of one breaker elsewhere, or was known before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Remembered {
+    pub(crate) service: ServiceId,
+    pub(crate) key: String,
+    pub(crate) memory: Memory,
+}
+
+/// Memories that are kept, told and read.
+pub(crate) const MAX_REMEMBERED: usize = 4096;
+/// How long a memory waits for its breaker.
+const WAITING: Duration = Duration::from_secs(600);
+
+/// Memories of breakers that are not made yet.
+type Waiting = HashMap<(ServiceId, String), (Memory, Time)>;
+
 /// A port of a service, and whether what is counted is the destination's side.
 pub(crate) type PortName = (ServiceId, u16, bool);
 
@@ -35,6 +52,9 @@ pub(crate) type PortName = (ServiceId, u16, bool);
 pub(crate) struct Registry {
     shards: usize,
     breakers: DashMap<(ServiceId, String), Arc<Breaker>>,
+    /// Never locked while a guard of `breakers` is waited for.
+    waiting: Mutex<Waiting>,
+    hasher: RandomState,
     budgets: DashMap<(ServiceId, String), Arc<Budget>>,
     bulkheads: DashMap<(ServiceId, String, Option<SocketAddr>), Arc<Bulkhead>>,
     loads: DashMap<(ServiceId, SocketAddr), Arc<Load>>,
@@ -49,6 +69,8 @@ impl Registry {
         Registry {
             shards,
             breakers: DashMap::new(),
+            waiting: Mutex::default(),
+            hasher: RandomState::new(),
             budgets: DashMap::new(),
             bulkheads: DashMap::new(),
             loads: DashMap::new(),
@@ -64,17 +86,78 @@ impl Registry {
         config: &config::Breaker,
         moment: Moment,
     ) -> Arc<Breaker> {
+        let Moment { now, unix_ms } = moment;
+        let name = (id.clone(), config.key.clone());
         let make = || {
-            Arc::new(Breaker::new(
-                config,
-                self.shards,
-                moment.now,
-                moment.unix_ms,
-            ))
+            let breaker = Breaker::new(config, self.shards, now, unix_ms);
+            if let Some((memory, _)) = self.waiting().remove(&name) {
+                breaker.remember(&memory, now, unix_ms);
+            }
+            Arc::new(breaker)
         };
-        let breaker = get_or_insert(&self.breakers, (id.clone(), config.key.clone()), make);
-        breaker.reconfigure(config, moment.now, moment.unix_ms);
+        let breaker = get_or_insert(&self.breakers, name.clone(), make);
+        breaker.reconfigure(config, now, unix_ms);
         breaker
+    }
+
+    fn waiting(&self) -> std::sync::MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has breakers go on where others were: those that are there and have not
+    /// made a step, and those that will be made within ten minutes.
+    pub(crate) fn remember(&self, all: Vec<Remembered>, moment: Moment) {
+        let Moment { now, unix_ms } = moment;
+        for one in all {
+            let name = (one.service, one.key);
+            {
+                let mut waiting = self.waiting();
+                let is_older =
+                    |(known, _): &(Memory, Time)| known.since_unix_ms < one.memory.since_unix_ms;
+                let is_news = waiting
+                    .get(&name)
+                    .map_or(waiting.len() < MAX_REMEMBERED, is_older);
+                if is_news {
+                    waiting.insert(name.clone(), (one.memory, now));
+                }
+            }
+            // Whoever makes the breaker meanwhile finds it; if it was made before, this
+            // finds the breaker.
+            let breaker = self.breakers.get(&name).map(|breaker| breaker.clone());
+            if let Some(breaker) = breaker
+                && let Some((memory, _)) = self.waiting().remove(&name)
+            {
+                breaker.remember(&memory, now, unix_ms);
+            }
+        }
+    }
+
+    /// What there is to remember of all breakers, and of those not made yet.
+    pub(crate) fn memories(&self, moment: Moment) -> Vec<Remembered> {
+        let Moment { now, unix_ms } = moment;
+        let of = |(service, key): &(ServiceId, String), memory| Remembered {
+            service: service.clone(),
+            key: key.clone(),
+            memory,
+        };
+        let own = self.breakers.iter().filter_map(|breaker| {
+            let memory = breaker.value().memory(now, unix_ms)?;
+            Some(of(breaker.key(), memory))
+        });
+        let mut all: Vec<_> = own.take(MAX_REMEMBERED).collect();
+        let waiting = self.waiting();
+        let waiting = waiting
+            .iter()
+            .map(|(name, (memory, _))| of(name, memory.clone()));
+        all.extend(waiting.take(MAX_REMEMBERED - all.len()));
+        all
+    }
+
+    /// A number that is another one after any breaker's step.
+    pub(crate) fn steps(&self) -> u64 {
+        let breakers = self.breakers.iter();
+        let of_each = breakers.map(|b| self.hasher.hash_one((b.key(), b.value().step_count())));
+        of_each.fold(0, u64::wrapping_add)
     }
 
     pub(crate) fn budget(
@@ -192,7 +275,9 @@ impl Registry {
     /// Forgets what nobody holds but this registry: call it after the old
     /// snapshot is gone. What a request in flight still holds stays until the
     /// next sweep.
-    pub(crate) fn sweep(&self) {
+    pub(crate) fn sweep(&self, now: Time) {
+        self.waiting()
+            .retain(|_, (_, since)| now.since(*since) < WAITING);
         self.breakers.retain(|_, b| Arc::strong_count(b) > 1);
         self.budgets.retain(|_, b| Arc::strong_count(b) > 1);
         self.bulkheads.retain(|_, b| Arc::strong_count(b) > 1);

@@ -360,7 +360,7 @@ fn wire_state(state: breaker::State) -> proto::BreakerState {
     }
 }
 
-fn wire_reason(reason: breaker::Reason) -> proto::BreakerReason {
+pub(crate) fn wire_reason(reason: breaker::Reason) -> proto::BreakerReason {
     match reason {
         breaker::Reason::FailureRate => proto::BreakerReason::FailureRate,
         breaker::Reason::SlowRequests => proto::BreakerReason::SlowRequests,
@@ -373,6 +373,23 @@ fn wire_reason(reason: breaker::Reason) -> proto::BreakerReason {
         breaker::Reason::OverrideEnded => proto::BreakerReason::OverrideEnded,
         breaker::Reason::Reset => proto::BreakerReason::Reset,
     }
+}
+
+/// [`wire_reason`] read back; `None` for one that is not known.
+pub(crate) fn reason_of(reason: proto::BreakerReason) -> Option<breaker::Reason> {
+    Some(match reason {
+        proto::BreakerReason::Unspecified => return None,
+        proto::BreakerReason::FailureRate => breaker::Reason::FailureRate,
+        proto::BreakerReason::SlowRequests => breaker::Reason::SlowRequests,
+        proto::BreakerReason::ConsecutiveFailures => breaker::Reason::ConsecutiveFailures,
+        proto::BreakerReason::ProbeFailed => breaker::Reason::ProbeFailed,
+        proto::BreakerReason::ProbeTimeout => breaker::Reason::ProbeTimeout,
+        proto::BreakerReason::OpenElapsed => breaker::Reason::OpenElapsed,
+        proto::BreakerReason::Recovered => breaker::Reason::Recovered,
+        proto::BreakerReason::Override => breaker::Reason::Override,
+        proto::BreakerReason::OverrideEnded => breaker::Reason::OverrideEnded,
+        proto::BreakerReason::Reset => breaker::Reason::Reset,
+    })
 }
 
 #[cfg(test)]

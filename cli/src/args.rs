@@ -34,8 +34,8 @@ pub(crate) struct AgentOptions {
     /// policies of the destinations' owners hold.
     #[arg(long, value_name = "NAMESPACE", value_parser = namespace)]
     caller_namespace: Option<String>,
-    /// Keep the last good configuration here, to enforce it after a restart
-    /// before the control plane answers.
+    /// Keep the last good configuration and what breakers know here, to enforce
+    /// it after a restart before the control plane answers.
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// How long requests under way may take once told to end.
@@ -60,6 +60,7 @@ impl AgentOptions {
             state_dir: self.state_dir,
             workers: self.workers.unwrap_or_else(default_workers),
             drain_timeout: self.drain_timeout,
+            handover: None,
             capture: None,
             stale_after: weir_agent::STALE_AFTER,
             kernel: weir_agent::Kernel::default(),

@@ -127,6 +127,7 @@ impl House {
             state_dir: None,
             workers: NonZeroUsize::MIN,
             drain_timeout: Duration::from_secs(3),
+            handover: None,
             capture: None,
             stale_after: weir_agent::STALE_AFTER,
             kernel,

@@ -33,6 +33,11 @@ pub(crate) struct Options {
     /// connect]
     #[arg(long, value_name = "UID")]
     proxy_user: Option<u32>,
+    /// Make a directory in which the proxies of this node hand over what their
+    /// breakers know, for the proxy's user, or without the capability CHOWN for
+    /// the group of the same number.
+    #[arg(long, value_name = "DIR")]
+    handover: Option<PathBuf>,
 }
 
 /// Without a runtime: it is to be small.
@@ -45,6 +50,16 @@ pub(crate) fn execute(options: Options) -> anyhow::Result<ExitCode> {
         instance: options.instance,
         beat_timeout: BEAT_TIMEOUT,
     };
+    if let Some(directory) = &options.handover
+        && let Err(error) = weir_agent::prepare_handover(directory, options.proxy_user)
+    {
+        // Capture works without.
+        tracing::warn!(
+            directory = %directory.display(),
+            %error,
+            "an upgrade will hand over nothing of what breakers know"
+        );
+    }
     run(config, stop)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -47,6 +47,10 @@ pub(crate) struct Options {
     /// `weir agent capture` that has them come here.
     #[arg(long, value_name = "SOCKET")]
     capture: Option<PathBuf>,
+    /// Ask the other agents of this node what their breakers know, and tell the
+    /// next: a directory that all of them see, made by `weir agent capture`.
+    #[arg(long, value_name = "DIR")]
+    handover: Option<PathBuf>,
     /// What becomes of pods' connections that were open before they could be
     /// captured: they live on as they were, or are ended a few at a time, and
     /// come back captured. A policy can say otherwise.
@@ -85,6 +89,7 @@ pub(crate) async fn execute(options: Options) -> anyhow::Result<ExitCode> {
         .agent
         .config(control_plane, options.proxy, options.admin);
     config.stale_after = options.stale_after;
+    config.handover = options.handover;
     config.capture = options.capture.map(|socket| Capturing {
         socket,
         existing: match options.existing_connections {

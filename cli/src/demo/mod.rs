@@ -151,6 +151,7 @@ impl Stage {
             state_dir: None,
             workers: NonZeroUsize::MIN,
             drain_timeout: Duration::from_secs(1),
+            handover: None,
             capture: None,
             stale_after: weir_agent::STALE_AFTER,
             kernel: weir_agent::Kernel::default(),

@@ -45,6 +45,8 @@ pub struct Settings {
     pub namespaces: std::path::PathBuf,
     /// Unlike any other's on the node.
     pub instance: String,
+    /// Where the node's agents hand over what breakers know, if they do.
+    pub handover: Option<std::path::PathBuf>,
     /// More words for the proxy.
     pub proxy: Vec<String>,
 }
@@ -57,6 +59,7 @@ impl Settings {
             control_plane: told.address(),
             namespaces: node.netns().to_owned(),
             instance: format!("{name}-1"),
+            handover: None,
             proxy: Vec::new(),
         }
     }
@@ -119,6 +122,9 @@ impl Agent {
         command.arg("--namespaces").arg(&settings.namespaces);
         command.args(["--instance", &settings.instance]);
         command.args(["--proxy-user", &PROXY_USER.to_string()]);
+        if let Some(directory) = &settings.handover {
+            command.arg("--handover").arg(directory);
+        }
         Process::start(command, &home.path().join("capture.log"))
     }
 
@@ -130,6 +136,9 @@ impl Agent {
         command.args(["--node", &settings.node, "--admin", &admin.to_string()]);
         command.arg("--control-plane");
         command.arg(format!("http://{}", settings.control_plane));
+        if let Some(directory) = &settings.handover {
+            command.arg("--handover").arg(directory);
+        }
         command.args(&settings.proxy);
         // Another user, and so without any capability.
         command.uid(PROXY_USER).gid(PROXY_USER);
@@ -274,7 +283,11 @@ fn free_port() -> Result<u16> {
     Ok(listener.local_addr()?.port())
 }
 
-fn open(path: &Path, mode: u32) -> Result<()> {
+/// Sets who may use a file or a directory.
+///
+/// # Errors
+/// When it is not this process's own.
+pub fn open(path: &Path, mode: u32) -> Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
     Ok(())

@@ -27,7 +27,7 @@ impl Guarded {
         proxy: KubeProxy,
         resources: impl FnOnce(&Shop) -> Vec<proto::Resource>,
     ) -> Result<Option<Guarded>> {
-        Guarded::with(&[], topology, proxy, resources).await
+        Guarded::open_with(topology, proxy, resources, |_| {}).await
     }
 
     /// The same with more words for the agent's proxy.
@@ -36,6 +36,19 @@ impl Guarded {
         topology: Topology,
         proxy: KubeProxy,
         resources: impl FnOnce(&Shop) -> Vec<proto::Resource>,
+    ) -> Result<Option<Guarded>> {
+        Guarded::open_with(topology, proxy, resources, |settings| {
+            settings.proxy = words.iter().map(|word| (*word).to_owned()).collect();
+        })
+        .await
+    }
+
+    /// The same with an agent that is started otherwise.
+    pub(crate) async fn open_with(
+        topology: Topology,
+        proxy: KubeProxy,
+        resources: impl FnOnce(&Shop) -> Vec<proto::Resource>,
+        adjust: impl FnOnce(&mut Settings),
     ) -> Result<Option<Guarded>> {
         let Some(shop) = Shop::open(topology, proxy)? else {
             return Ok(None);
@@ -47,7 +60,7 @@ impl Guarded {
         told.set_on(NODE, pod(&shop.caller));
         told.set_on(NODE, pod(&shop.near.pod));
         let mut settings = Settings::new(shop.network.node(0), NODE, &told);
-        settings.proxy = words.iter().map(|word| (*word).to_owned()).collect();
+        adjust(&mut settings);
         let agent = Agent::start(settings).await?;
         told.enforced(NODE).await;
         Ok(Some(Guarded { agent, told, shop }))

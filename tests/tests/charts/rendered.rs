@@ -179,19 +179,22 @@ async fn capture_has_three_capabilities_and_sees_of_the_node_only_its_network_na
         );
         let mounts = capture["volumeMounts"].as_array().unwrap();
         assert_eq!(mounts[0]["name"], "capture");
-        let seen: Vec<&Value> = mounts[1..]
+        assert_eq!(mounts[1]["name"], "handover");
+        let seen: Vec<&Value> = mounts[2..]
             .iter()
             .map(|mount| &mount["mountPath"])
             .collect();
         assert_eq!(seen, directories);
-        for mount in &mounts[1..] {
+        for mount in &mounts[2..] {
             assert_eq!(mount["mountPropagation"], "HostToContainer");
             assert_eq!(mount["readOnly"], true);
         }
-        // And the pod as a whole: the cgroups of the node, for the proxy to read.
+        // And the pod as a whole: the cgroups of the node, for the proxy to read, and
+        // where the next agent meets it.
         let paths = pod["volumes"].as_array().unwrap().iter();
         let paths = paths.filter_map(|volume| volume.pointer("/hostPath/path"));
         let mut paths: Vec<&str> = paths.map(|path| path.as_str().unwrap()).collect();
+        assert_eq!(paths.remove(0), "/run/weir/handover");
         assert_eq!(paths.remove(0), "/sys/fs/cgroup");
         assert_eq!(paths, directories);
         let (name, proxy) = containers(pod)[1];
@@ -224,6 +227,7 @@ async fn the_agents_two_processes_meet_at_one_socket_and_know_each_other() {
         values.next().unwrap().to_owned()
     };
     assert_eq!(value(0, "--socket="), value(1, "--capture="));
+    assert_eq!(value(0, "--handover="), value(1, "--handover="));
     assert_eq!(
         value(0, "--proxy-user="),
         pod["securityContext"]["runAsUser"].to_string()

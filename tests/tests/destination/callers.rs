@@ -39,6 +39,7 @@ async fn agent(server: &mut Server, backend: &Backend) -> Result<(Agent, Stream)
         caller_namespace: None,
         workers: NonZeroUsize::MIN,
         drain_timeout: Duration::from_secs(1),
+        handover: None,
         capture: None,
         stale_after: weir_agent::STALE_AFTER,
         kernel: weir_agent::Kernel::default(),

@@ -31,6 +31,7 @@ async fn agent(server: &Server) -> Result<Agent> {
         caller_namespace: None,
         workers: NonZeroUsize::MIN,
         drain_timeout: Duration::from_secs(1),
+        handover: None,
         capture: None,
         stale_after: weir_agent::STALE_AFTER,
         kernel: weir_agent::Kernel::default(),
