@@ -9,16 +9,18 @@ use super::connections;
 use super::namespaces::{FindError, Namespaces};
 use super::pod::{Gifts, Pod, PodError};
 use super::rules::Wanted;
-use super::wire::{Capture, Existing, INBOUND_PORT, MAX_FDS, OUTBOUND_PORT, Release, Sockets};
+use super::wire::{
+    Capture, Existing, INBOUND_PORT, MAX_ADDRESSES, MAX_FDS, OUTBOUND_PORT, Release, Sockets,
+};
 
 /// Pods on a node.
 pub(super) const MAX_PODS: usize = 1024;
 /// Addresses and ports that one pod's connections are redirected for.
-pub(super) const MAX_OUTBOUND: usize = 4096;
+pub(super) const MAX_OUTBOUND: usize = 16_384;
 /// Ports of one pod that are redirected.
 pub(super) const MAX_INBOUND: usize = 256;
 /// Addresses of one pod.
-const MAX_ADDRESSES: usize = 16;
+const MAX_OWN_ADDRESSES: usize = 16;
 /// Bytes of a pod's UID.
 const MAX_NAME: usize = 128;
 
@@ -71,6 +73,9 @@ pub(super) struct Pods {
     table: String,
     mode: Mode,
     pods: HashMap<String, Entry>,
+    /// What was asked for in parts and is not whole yet, by the pod. At most as
+    /// many as there may be pods.
+    parts: HashMap<String, Vec<SocketAddr>>,
 }
 
 struct Entry {
@@ -86,6 +91,7 @@ impl Pods {
             table,
             mode: Mode::Redirecting,
             pods: HashMap::new(),
+            parts: HashMap::new(),
         }
     }
 
@@ -103,7 +109,15 @@ impl Pods {
         if self.mode == Mode::Retreated {
             return Err(AskError::Retreated);
         }
-        let wanted = wanted(ask)?;
+        let mut outbound = self.parts.remove(&ask.pod).unwrap_or_default();
+        outbound.extend(destinations(&ask.outbound)?);
+        at_most("addresses to redirect", outbound.len(), MAX_OUTBOUND)?;
+        if ask.more {
+            at_most("pods", self.parts.len() + 1, MAX_PODS)?;
+            self.parts.insert(ask.pod.clone(), outbound);
+            return Ok(Gifts::new());
+        }
+        let wanted = Wanted::new(outbound, ports(&ask.inbound)?);
         let addresses = addresses(&ask.addresses)?;
         // A pod whose sandbox was made anew has another namespace.
         let another = self.pods.get(&ask.pod).is_some_and(|entry| {
@@ -236,6 +250,7 @@ impl Pods {
     /// The proxy is gone. What it has open is ending: its last words still
     /// reach the application.
     pub(super) fn proxy_left(&mut self) {
+        self.parts.clear();
         for entry in self.pods.values_mut() {
             entry.asked = false;
             entry.pod.retreat();
@@ -272,15 +287,8 @@ impl Pods {
     }
 }
 
-fn wanted(ask: &Capture) -> Result<Wanted, AskError> {
-    Ok(Wanted::new(
-        destinations(&ask.outbound)?,
-        ports(&ask.inbound)?,
-    ))
-}
-
 fn destinations(asked: &[String]) -> Result<Vec<SocketAddr>, AskError> {
-    at_most("addresses to redirect", asked.len(), MAX_OUTBOUND)?;
+    at_most("addresses in one message", asked.len(), MAX_ADDRESSES)?;
     asked
         .iter()
         .map(|address| {
@@ -303,7 +311,7 @@ fn ports(asked: &[u32]) -> Result<Vec<u16>, AskError> {
 }
 
 fn addresses(asked: &[String]) -> Result<Vec<IpAddr>, AskError> {
-    at_most("addresses of a pod", asked.len(), MAX_ADDRESSES)?;
+    at_most("addresses of a pod", asked.len(), MAX_OWN_ADDRESSES)?;
     asked
         .iter()
         .map(|address| {

@@ -7,6 +7,8 @@
 
 /// The largest message in bytes, its file descriptors apart.
 pub(crate) const MAX_MESSAGE: usize = 64 * 1024;
+/// The most addresses in one message: they fit, also those of IPv6.
+pub(crate) const MAX_ADDRESSES: usize = 1024;
 /// The most file descriptors beside one message.
 pub(crate) const MAX_FDS: usize = 16;
 
@@ -74,6 +76,10 @@ pub(crate) struct Capture {
     /// Ports of its own that are redirected for those who come.
     #[prost(uint32, repeated, tag = "4")]
     pub(crate) inbound: Vec<u32>,
+    /// This is a part of what is asked for, and the rest follows: nothing is done
+    /// before it is whole. A message holds [`MAX_ADDRESSES`] at most.
+    #[prost(bool, tag = "5")]
+    pub(crate) more: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -240,20 +240,26 @@ impl Keeper {
     }
 }
 
-/// Has a pod captured.
+/// Has a pod captured. What is asked for may take several messages: a policy for
+/// the whole mesh captures every Service.
 async fn capture(link: Link, plan: Plan) -> (Plan, Result<Answered, String>) {
-    let kind = ask::Kind::Capture(wire::Capture {
-        pod: plan.pod.uid.clone(),
-        addresses: plan.pod.addresses.iter().map(ToString::to_string).collect(),
-        outbound: plan
-            .outbound
-            .iter()
-            .map(|c| c.address.to_string())
-            .collect(),
-        inbound: plan.inbound.iter().map(|port| (*port).into()).collect(),
-    });
-    let answered = link.ask(kind).await;
-    (plan, answered)
+    let mut parts = plan.outbound.chunks(wire::MAX_ADDRESSES).peekable();
+    loop {
+        let part = parts.next().unwrap_or_default();
+        let more = parts.peek().is_some();
+        let kind = ask::Kind::Capture(wire::Capture {
+            pod: plan.pod.uid.clone(),
+            addresses: plan.pod.addresses.iter().map(ToString::to_string).collect(),
+            outbound: part.iter().map(|c| c.address.to_string()).collect(),
+            inbound: plan.inbound.iter().map(|port| (*port).into()).collect(),
+            more,
+        });
+        let answered = link.ask(kind).await;
+        if !more || answered.is_err() {
+            drop(parts);
+            return (plan, answered);
+        }
+    }
 }
 
 /// Has sockets made for somebody who waits.
@@ -434,10 +440,14 @@ impl State {
             let (reset, keep): (Vec<usize>, Vec<usize>) =
                 (0..held.plan.outbound.len()).partition(|i| held.plan.outbound[*i].reset);
             let inbound: Vec<usize> = (held.plan.outbound.len()..existing.len()).collect();
-            for (places, inbound, reset) in [(reset, Vec::new(), RESETS), (keep, inbound, 0)] {
-                if places.is_empty() && inbound.is_empty() {
-                    continue;
-                }
+            let reset = reset.chunks(wire::MAX_ADDRESSES);
+            let keep = keep.chunks(wire::MAX_ADDRESSES);
+            let inbound = (!inbound.is_empty()).then_some((&[][..], &inbound[..], 0));
+            let questions = reset
+                .map(|places| (places, &[][..], RESETS))
+                .chain(keep.map(|places| (places, &[][..], 0)))
+                .chain(inbound);
+            for (places, inbound, reset) in questions {
                 let kind = ask::Kind::Existing(wire::Existing {
                     pod: uid.clone(),
                     destinations: places
@@ -451,7 +461,7 @@ impl State {
                     reset,
                 });
                 if let Ok(answered) = link.ask(kind).await {
-                    let places = places.iter().chain(&inbound);
+                    let places = places.iter().chain(inbound);
                     for (place, count) in places.zip(answered.existing) {
                         existing[*place] = count;
                     }

@@ -93,19 +93,19 @@ fn thousands_of_addresses_are_captured_at_once_and_exchanged_at_once() {
     let running = ground.capture();
     let mut proxy = running.proxy();
     let addresses = |third: u8| -> Vec<_> {
-        (0..4096_u16)
+        (0..16_384_u16)
             .map(|n| at(&format!("10.{third}.{}.{}", n / 256, n % 256), 80))
             .collect()
     };
     proxy.capture(pod_with(&addresses(7), &[])).unwrap();
     proxy.capture(pod_with(&addresses(8), &[])).unwrap();
     let rules = ground.pod.rules();
-    assert_eq!(rules.matches("10.8.").count(), 4096);
+    assert_eq!(rules.matches("10.8.").count(), 16_384);
     assert_eq!(rules.matches("10.7.").count(), 0);
     let mut more = addresses(9);
     more.push(at("10.10.0.1", 80));
     let refused = proxy.capture(pod_with(&more, &[])).err().unwrap();
-    assert_eq!(refused, "4097 addresses to redirect, more than 4096");
+    assert_eq!(refused, "16385 addresses to redirect, more than 16384");
 }
 
 #[test]

@@ -15,7 +15,8 @@ use rustix::net::{
 
 use super::ground::{PATIENCE, POD, Server, eventually};
 use crate::capture::wire::{
-    Answer, Ask, Beat, Capture, Existing, Given, MAX_MESSAGE, Release, Retreat, Sockets, ask,
+    Answer, Ask, Beat, Capture, Existing, Given, MAX_ADDRESSES, MAX_MESSAGE, Release, Retreat,
+    Sockets, ask,
 };
 
 /// Plays the proxy.
@@ -29,6 +30,7 @@ pub(super) struct Proxy {
 /// What is captured in the tests, as a rule: the service's port 80.
 pub(super) fn pod_with(outbound: &[SocketAddr], inbound: &[u32]) -> Capture {
     Capture {
+        more: false,
         pod: "pod".to_owned(),
         addresses: POD.map(str::to_owned).to_vec(),
         outbound: outbound.iter().map(SocketAddr::to_string).collect(),
@@ -115,7 +117,22 @@ impl Proxy {
         })
     }
 
-    pub(super) fn capture(&mut self, pod: Capture) -> Result<Told, String> {
+    /// In as many messages as it takes.
+    pub(super) fn capture(&mut self, mut pod: Capture) -> Result<Told, String> {
+        while pod.outbound.len() > MAX_ADDRESSES {
+            let rest = pod.outbound.split_off(MAX_ADDRESSES);
+            let outbound = std::mem::replace(&mut pod.outbound, rest);
+            let part = Capture {
+                outbound,
+                more: true,
+                ..pod.clone()
+            };
+            let told = self.ask(ask::Kind::Capture(part))?;
+            assert!(
+                told.given().is_empty(),
+                "nothing is done before it is whole"
+            );
+        }
         self.ask(ask::Kind::Capture(pod))
     }
 
