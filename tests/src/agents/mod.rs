@@ -73,6 +73,11 @@ impl Agent {
     pub async fn start(settings: Settings) -> Result<Agent> {
         let home = TempDir::with_prefix("weir-agent-")?;
         open(home.path(), 0o755)?;
+        // Where it was built, the proxy's user may have no way to it.
+        let program = Agent::program(&home);
+        if std::fs::hard_link(programs::weir(), &program).is_err() {
+            std::fs::copy(programs::weir(), &program)?;
+        }
         let capture = Agent::start_capture(&home, &settings)?;
         let (proxy, admin) = Agent::start_proxy(&home, &settings)?;
         let agent = Agent {
@@ -115,8 +120,12 @@ impl Agent {
         Ok(())
     }
 
+    fn program(home: &TempDir) -> std::path::PathBuf {
+        home.path().join("weir")
+    }
+
     fn start_capture(home: &TempDir, settings: &Settings) -> Result<Process> {
-        let mut command = Command::new(programs::weir());
+        let mut command = Command::new(Agent::program(home));
         command.args(["agent", "capture", "--socket"]);
         command.arg(home.path().join("capture.sock"));
         command.arg("--namespaces").arg(&settings.namespaces);
@@ -130,7 +139,7 @@ impl Agent {
 
     fn start_proxy(home: &TempDir, settings: &Settings) -> Result<(Process, SocketAddr)> {
         let admin = SocketAddr::from(([127, 0, 0, 1], free_port()?));
-        let mut command = Command::new(programs::weir());
+        let mut command = Command::new(Agent::program(home));
         command.args(["agent", "proxy", "--capture"]);
         command.arg(home.path().join("capture.sock"));
         command.args(["--node", &settings.node, "--admin", &admin.to_string()]);
