@@ -24,7 +24,7 @@ spec:
       - name: server
         image: {WORKLOAD}
         args: [serve]
-        resources: {{limits: {{memory: 64Mi, cpu: 500m}}}}
+        resources: {{limits: {{memory: 64Mi, cpu: 500m}}, requests: {{memory: 16Mi, cpu: 10m}}}}
         readinessProbe: {{httpGet: {{path: /, port: 8080}}, periodSeconds: 1, failureThreshold: 1}}
         livenessProbe: {{httpGet: {{path: /healthz, port: 8080}}, periodSeconds: 1}}
 ---
