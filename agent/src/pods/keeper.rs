@@ -80,6 +80,8 @@ struct Held {
     /// Connections that go past Weir, by the place in the plan: outbound, then
     /// inbound. Empty: not known.
     existing: Vec<u32>,
+    /// Why they could not be counted the last time.
+    uncounted: Option<String>,
 }
 
 impl Keeper {
@@ -342,6 +344,7 @@ impl State {
                     pod,
                     listeners,
                     existing: Vec::new(),
+                    uncounted: None,
                 };
                 self.held.insert(uid.clone(), held);
             }
@@ -440,6 +443,7 @@ impl State {
             let (reset, keep): (Vec<usize>, Vec<usize>) =
                 (0..held.plan.outbound.len()).partition(|i| held.plan.outbound[*i].reset);
             let inbound: Vec<usize> = (held.plan.outbound.len()..existing.len()).collect();
+            let mut failure = None;
             let reset = reset.chunks(wire::MAX_ADDRESSES);
             let keep = keep.chunks(wire::MAX_ADDRESSES);
             let inbound = (!inbound.is_empty()).then_some((&[][..], &inbound[..], 0));
@@ -460,15 +464,28 @@ impl State {
                         .collect(),
                     reset,
                 });
-                if let Ok(answered) = link.ask(kind).await {
-                    let places = places.iter().chain(inbound);
-                    for (place, count) in places.zip(answered.existing) {
-                        existing[*place] = count;
+                match link.ask(kind).await {
+                    Ok(answered) => {
+                        let places = places.iter().chain(inbound);
+                        for (place, count) in places.zip(answered.existing) {
+                            existing[*place] = count;
+                        }
                     }
+                    Err(reason) => failure = Some(reason),
                 }
             }
-            if let Some(held) = self.held.get_mut(&uid) {
-                held.existing = existing;
+            let Some(held) = self.held.get_mut(&uid) else {
+                continue;
+            };
+            match failure {
+                None => held.existing = existing,
+                // Not known, which is not none: it is asked again.
+                Some(reason) => {
+                    held.existing.clear();
+                    if held.uncounted.replace(reason.clone()).as_ref() != Some(&reason) {
+                        tracing::warn!(pod = %name(&held.plan), reason, "connections that were open before are not counted");
+                    }
+                }
             }
         }
     }
