@@ -36,6 +36,9 @@ const SWEEP: Duration = Duration::from_secs(10);
 /// unless an agent is told otherwise.
 pub const STALE_AFTER: Duration = Duration::from_secs(30);
 
+/// How long capture may take to send nobody here any more.
+const RETREAT: Duration = Duration::from_secs(2);
+
 /// What an agent is started with.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -335,7 +338,8 @@ impl Agent {
         }
         if let Some(pods) = &self.pods {
             // From here on nobody is sent to this agent any more.
-            let _ = tokio::time::timeout_at(end, pods.retreat()).await;
+            // Where capture does not answer, those who are there need the time.
+            let _ = tokio::time::timeout(RETREAT.min(self.drain_timeout), pods.retreat()).await;
         }
         let mut closed = Vec::new();
         for worker in &self.workers {

@@ -133,7 +133,7 @@ impl Pod {
             self.lasting_given = true;
         }
         self.outbound_given = true;
-        self.inbound_given = !wanted.inbound.is_empty();
+        self.inbound_given |= !wanted.inbound.is_empty();
         self.wanted = wanted;
         Ok(gifts)
     }

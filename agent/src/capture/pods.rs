@@ -239,6 +239,11 @@ impl Pods {
         }
     }
 
+    /// Whether nothing new is redirected, for good.
+    pub(super) fn have_retreated(&self) -> bool {
+        self.mode == Mode::Retreated
+    }
+
     /// Redirects nothing new, for good.
     pub(super) fn retreat(&mut self) {
         self.mode = Mode::Retreated;

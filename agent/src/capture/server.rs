@@ -318,7 +318,9 @@ impl Server {
             return;
         }
         let silent = proxy.beaten.map(|beaten| now.since(beaten));
-        if !proxy.hangs && silent.is_some_and(|silent| silent >= self.beat_timeout) {
+        // One that drains is sent nobody any more: what it has is its own to end.
+        let in_the_way = !proxy.hangs && !self.pods.have_retreated();
+        if in_the_way && silent.is_some_and(|silent| silent >= self.beat_timeout) {
             proxy.hangs = true;
             self.pods.take_away();
             let pods = self.pods.len();

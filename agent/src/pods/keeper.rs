@@ -323,6 +323,14 @@ impl State {
         if self.failed.remove(uid).is_some() {
             tracing::info!(pod = %name(plan), "captured");
         }
+        // All listeners again: its network namespace is another, and with the old
+        // one went everything in it.
+        let anew = |(given, _): &(Given, _)| matches!(given, Given::Outbound4 | Given::Outbound6);
+        if answered.fds.iter().any(anew)
+            && let Some(old) = self.held.remove(uid)
+        {
+            self.drop_pod(&old);
+        }
         match self.held.get_mut(uid) {
             Some(held) => {
                 held.plan = plan.clone();

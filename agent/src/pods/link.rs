@@ -64,6 +64,12 @@ impl Link {
     pub(super) async fn ask(&self, kind: ask::Kind) -> Result<Answered, String> {
         let (answer, answered) = oneshot::channel();
         let answer = Some(answer);
+        // The number of the question comes on top.
+        let length = kind.encoded_len() + 16;
+        if length > wire::MAX_MESSAGE {
+            // It must not end the connection, or nobody would be captured.
+            return Err(format!("{length} bytes to ask for: too many for capture"));
+        }
         let away = || "capture is away".to_owned();
         let asked = self.questions.send(Question { kind, answer }).await;
         asked.map_err(|_| away())?;

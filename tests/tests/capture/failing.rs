@@ -119,7 +119,8 @@ async fn both_that_are_killed_cost_what_comes_until_the_kernel_has_ended_them() 
     let tally = load.end()?;
     println!("both were killed: {tally}");
     ensure!(refused(&tally) == at_once, "{tally}");
-    ensure!(tally.losses() - at_once <= CALLERS, "{tally}");
+    // Two processes end, one after the other: each may cost what is under way then.
+    ensure!(tally.losses() - at_once <= 2 * CALLERS, "{tally}");
     Ok(())
 }
 
