@@ -236,8 +236,7 @@ impl Discovery for Shared {
                     // Nothing else is due: it is the end.
                     _ = requests.message() => return,
                 }
-                let response = shared.difference(&hello.node, &held, nonce);
-                held = shared.state().wanted(&hello.node);
+                let response = shared.difference(&hello.node, &mut held, nonce);
                 if responses.send(Ok(response)).await.is_err() {
                     return;
                 }
@@ -285,10 +284,13 @@ impl Shared {
         }
     }
 
+    /// What leads from what a node holds to what it should. That is what it
+    /// holds from then on: both of one moment, or a change between them would
+    /// never be told.
     fn difference(
         &self,
         node: &str,
-        held: &BTreeMap<Name, String>,
+        held: &mut BTreeMap<Name, String>,
         nonce: u64,
     ) -> proto::DiscoverResponse {
         let state = self.state();
@@ -298,7 +300,7 @@ impl Shared {
             (here && held.get(name) != Some(&resource.version)).then(|| resource.clone())
         };
         let gone = held.keys().filter(|name| !wanted.contains_key(*name));
-        proto::DiscoverResponse {
+        let response = proto::DiscoverResponse {
             nonce,
             resources: state.resources.iter().filter_map(news).collect(),
             removed: gone
@@ -308,7 +310,9 @@ impl Shared {
                 })
                 .collect(),
             synced: true,
-        }
+        };
+        *held = wanted;
+        response
     }
 }
 
