@@ -57,9 +57,19 @@ impl Pool {
         self.count = self.idle.values().map(Vec::len).sum();
     }
 
-    /// Closes what is in a pod's network namespace.
+    /// Resets what is in a pod's network namespace. A goodbye could not be
+    /// delivered once the pod's network is gone: the kernel would keep the
+    /// socket, and with it the namespace, until it has tried often enough.
     pub(crate) fn forget(&mut self, pod: u64) {
-        self.idle.retain(|exit, _| exit.pod != pod);
+        self.idle.retain(|exit, idle| {
+            if exit.pod != pod {
+                return true;
+            }
+            for (io, _) in idle {
+                let _ = socket2::SockRef::from(&*io).set_linger(Some(Duration::ZERO));
+            }
+            false
+        });
         self.count = self.idle.values().map(Vec::len).sum();
     }
 

@@ -3,11 +3,13 @@
 //! [`plain`] is how they are without Weir: what it must leave as it was.
 //! [`captured`] is how they are with it, [`failing`] when it fails,
 //! [`stale`] when what it knows is old, [`upgrade`] when it is replaced,
-//! [`handover`] with a breaker open. [`hostile`] is when a pod means harm.
+//! [`handover`] with a breaker open. [`churn`] is when pods come
+//! and go, [`hostile`] when one means harm.
 
 #![allow(clippy::print_stdout)] // tests print what they measured
 
 mod captured;
+mod churn;
 mod failing;
 mod handover;
 mod hostile;
